@@ -1,0 +1,35 @@
+"""BiLRP: exact explanations of deep similarity models on pairs of input features.
+
+Eberle, Büttner, Kräutli, Müller, Valleriani and Montavon, "Building and Interpreting Deep
+Similarity Models", IEEE TPAMI 44(3), 2022.
+"""
+
+from bilrp.explain import Explanation, Factor, explain, factor, lrp
+from bilrp.layers import RelevanceMap, Step, register
+from bilrp.models import VGG16_NAMES, normalize, vgg16, vgg16_rules
+from bilrp.rules import LRP0, ZB, Epsilon, Gamma, Pass, Rule, WinnerTakeAll
+from bilrp.trace import Trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "LRP0",
+    "VGG16_NAMES",
+    "ZB",
+    "Epsilon",
+    "Explanation",
+    "Factor",
+    "Gamma",
+    "Pass",
+    "RelevanceMap",
+    "Rule",
+    "Step",
+    "Trace",
+    "WinnerTakeAll",
+    "explain",
+    "factor",
+    "lrp",
+    "normalize",
+    "register",
+    "vgg16",
+    "vgg16_rules",
+]

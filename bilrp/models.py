@@ -1,0 +1,109 @@
+"""Models of the book: VGG-16 features with the paper's rules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bilrp.rules import ZB, Gamma, Rule
+
+# torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Pixels in [0, 1] to the input of VGG-16.
+
+    Parameters
+    ----------
+    x : Tensor (3, H, W) or (N, 3, H, W), float
+        Red, green, blue in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        Of the same shape, (x - mean) / std with torchvision's numbers.
+
+    Raises
+    ------
+    ValueError
+        If there are not 3 channels or the values leave [0, 1], naming what was found.
+    """
+    if x.dim() not in (3, 4) or x.shape[-3] != 3:
+        raise ValueError(f"normalize needs (3, H, W) or (N, 3, H, W), got {tuple(x.shape)}")
+    if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise ValueError(
+            f"normalize needs floating-point pixels in [0, 1], got {x.dtype} from {x.min()} to "
+            f"{x.max()}; divide bytes by 255"
+        )
+    return (x - MEAN.to(x)) / STD.to(x)
+
+
+def vgg16(layer: int = 31) -> nn.Sequential:
+    """VGG-16 features up to and including a layer, with the real ImageNet weights.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 1 as in the paper; 5, 10, 17, 24 and 31 are the five max-poolings.
+
+    Returns
+    -------
+    nn.Sequential
+        The first layers of torchvision's `vgg16().features`, in eval mode, without gradients.
+
+    Raises
+    ------
+    ValueError
+        If layer is not in 1..31.
+    bilrp.data.DataError
+        If the weights are neither here nor to be had.
+
+    Source: Simonyan and Zisserman (2015), configuration D; Eberle et al. (2022), Section 5.
+    """
+    import torchvision  # takes a second to import: only those pay who ask for VGG-16
+
+    from bilrp.data import vgg16_state
+
+    if not isinstance(layer, int) or not 1 <= layer <= 31:
+        raise ValueError(f"layer must be a whole number from 1 to 31, got {layer!r}")
+    with torch.device("meta"):  # random weights would be drawn only to be thrown away
+        features = torchvision.models.vgg16(weights=None).features
+    features.load_state_dict(vgg16_state(), strict=True, assign=True)
+    return features[:layer].eval().requires_grad_(False)
+
+
+def vgg16_rules() -> dict[int | range, Rule]:
+    """The paper's rules for VGG-16 by layer, counted from 1.
+
+    z^B for the pixels (layer 1), gamma 0.5 for layers 2-10, 0.25 for 11-17, 0.1 for 18-24 and 0
+    for 25-31. For inputs made by `bilrp.normalize`.
+
+    Source: Eberle et al. (2022), Section 5.
+    """
+    return {
+        1: ZB((0 - MEAN) / STD, (1 - MEAN) / STD),
+        range(2, 11): Gamma(0.5),
+        range(11, 18): Gamma(0.25),
+        range(18, 25): Gamma(0.1),
+        range(25, 32): Gamma(0.0),
+    }
+
+
+# Where the convolutions stand in vgg16(), by their names in the literature.
+VGG16_NAMES = {
+    "0": "conv1_1",
+    "2": "conv1_2",
+    "5": "conv2_1",
+    "7": "conv2_2",
+    "10": "conv3_1",
+    "12": "conv3_2",
+    "14": "conv3_3",
+    "17": "conv4_1",
+    "19": "conv4_2",
+    "21": "conv4_3",
+    "24": "conv5_1",
+    "26": "conv5_2",
+    "28": "conv5_3",
+}
