@@ -1,96 +1,99 @@
-"""A convolution of ownership that multiplies only what is alive.
+"""Ownership of the living neurons alone.
 
 After a ReLU most activations are zero (four of five in the upper half of VGG-16). A dead input owns
-nothing and a dead output is owned by nobody, so both can be left out: what is skipped is exactly
-zero. At every place of the map that leaves one small matrix product,
-(living outputs x living inputs) @ (living inputs x owners); places are done in batches.
+nothing and a dead output is owned by nobody, so neither is stored or multiplied: what is skipped is
+exactly zero. At each place of a convolution's map one small matrix product remains,
+(living outputs x living inputs) @ (living inputs x owners). Max-pooling moves no numbers at all.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bilrp.windows import Geometry
 
-BATCH = 8_000_000  # numbers gathered at once: enough to keep the cores busy, small beside memory
+
+@dataclass(frozen=True)
+class Alive:
+    """Shares of the living neurons of one layer.
+
+    Attributes
+    ----------
+    rows : Tensor (living, owners)
+        One row of shares for each living neuron.
+    where : Tensor (*shape) of int
+        Each neuron's row, -1 where it is dead.
+    """
+
+    rows: Tensor
+    where: Tensor
+
+    @classmethod
+    def of(cls, u: Tensor, living: Tensor) -> Alive:
+        """Keep the living neurons, (*shape) of bool, of shares (owners, *shape)."""
+        index = living.flatten().nonzero()[:, 0]
+        rows = u.flatten(1).index_select(1, index).T.contiguous()
+        return cls(rows, _numbered(living.flatten()).view(living.shape))
+
+    def dense(self) -> Tensor:
+        """All shares, (owners, *shape), zero at the dead."""
+        flat = self.where.flatten()
+        living = (flat >= 0).nonzero()[:, 0]
+        u = self.rows.new_zeros(self.rows.shape[1], len(flat))
+        u[:, living] = self.rows.index_select(0, flat[living]).T
+        return u.view(-1, *self.where.shape)
+
+    def and_owner(self, share: Tensor) -> Alive:
+        """The same with one more owner, whose shares are (*shape)."""
+        new = self.rows.new_zeros(len(self.rows), 1)
+        living = self.where >= 0
+        new[self.where[living], 0] = share[living]
+        return Alive(torch.cat([self.rows, new], 1), self.where)
 
 
-def push_alive(u: Tensor, a: Tensor, weight: Tensor, inverse: Tensor, layer: Geometry) -> Tensor:
+def push_alive(owned: Alive, a: Tensor, weight: Tensor, inverse: Tensor, layer: Geometry) -> Alive:
     """Push ownership through a convolution, u_k = sum_j w_jk a_j u_j / z_k.
-
-    The result is laid out (row, column, channel, owner) in memory, seen as (owner, channel, row,
-    column): the next call then gathers whole rows of owners without moving anything.
 
     Parameters
     ----------
-    u : Tensor (owners, C, H, W)
+    owned : Alive
+        Shares of the inputs (C, H, W).
     a : Tensor (C, H, W)
         Input activations.
     weight : Tensor (C_out, C, kh, kw)
-        rho(w); its dtype is that of the products.
+        rho(w).
     inverse : Tensor (C_out, H_out, W_out)
-        1 / z_k, zero at outputs that need no ownership.
+        1 / z_k; outputs where it is zero need no ownership.
     layer : Geometry
-
-    Returns
-    -------
-    Tensor (owners, C_out, H_out, W_out)
     """
-    (channels, height, width), owners = a.shape, u.shape[0]
-    flat = u.permute(2, 3, 1, 0).reshape(-1, owners)
-    activation = a.permute(1, 2, 0).reshape(-1)
-    outputs = weight.shape[0]
-    filters = weight.permute(2, 3, 1, 0).reshape(-1).contiguous()  # by (tap, channel, output)
-    scale = inverse.permute(1, 2, 0).reshape(-1, outputs)  # by (place, output)
-    fields = _receptive_fields(layer, (height, width), inverse.shape[1:], channels).to(a.device)
-    living = (fields >= 0) & (activation[fields.clamp(min=0)] != 0)
-    out = flat.new_zeros(scale.numel(), owners)
-    # Places with about as many living outputs go together: little is lost to padding.
-    order = (scale != 0).sum(1).argsort(stable=True)
-    step = max(1, BATCH // max(1, int(living.sum(1).max()) * owners))
-    for places in order.split(step):
-        j, is_input = _where(living[places])
-        k, is_output = _where(scale[places] != 0)
-        if k.shape[1] == 0 or j.shape[1] == 0:
-            continue
-        source = fields[places].gather(1, j).clamp(min=0)
-        owned = flat[source] * (activation[source] * is_input)[:, :, None]
-        w = filters.take(j[:, None, :] * outputs + k[:, :, None])
-        shares = torch.bmm(w, owned.to(w.dtype)).to(flat.dtype)
-        shares *= scale[places].gather(1, k)[:, :, None]
-        target = places[:, None] * outputs + k
-        out.index_copy_(0, target[is_output], shares[is_output])
-    return out.view(*inverse.shape[1:], outputs, owners).permute(3, 2, 0, 1)
+    (top, left), (dy, dx), (kh, kw) = layer.padding, layer.dilation, layer.kernel
+    frame = (0, 0, left, left, top, top)
+    where = F.pad(owned.where.permute(1, 2, 0), frame, value=-1)
+    activation = F.pad(a.permute(1, 2, 0), frame)
+    filters = weight.permute(0, 2, 3, 1).flatten(1)
+    scale = inverse.permute(1, 2, 0)
+    needed = scale != 0
+    rows = owned.rows.new_empty(int(needed.sum()), owned.rows.shape[1])
+    done = 0
+    for y in range(scale.shape[0]):
+        down = slice(y * layer.stride[0], y * layer.stride[0] + dy * (kh - 1) + 1, dy)
+        for x in range(scale.shape[1]):
+            across = slice(x * layer.stride[1], x * layer.stride[1] + dx * (kw - 1) + 1, dx)
+            k = needed[y, x].nonzero()[:, 0]
+            source = where[down, across].reshape(-1)
+            j = (source >= 0).nonzero()[:, 0]
+            w = filters.index_select(0, k).index_select(1, j)
+            w *= activation[down, across].reshape(-1)[j]
+            torch.mm(w, owned.rows.index_select(0, source[j]), out=rows[done : done + len(k)])
+            done += len(k)
+    rows *= scale[needed][:, None]
+    return Alive(rows, _numbered(needed.flatten()).view(needed.shape).permute(2, 0, 1))
 
 
-def _receptive_fields(
-    layer: Geometry, size: tuple[int, int], out_size: tuple[int, int], channels: int
-) -> Tensor:
-    """Flat index (row, column, channel) of each input of each output place; -1 in the padding.
-
-    Returns
-    -------
-    Tensor (places, kh * kw * C), int64
-    """
-    axes = []
-    for axis in (0, 1):
-        place = torch.arange(out_size[axis]) * layer.stride[axis] - layer.padding[axis]
-        index = place[:, None] + torch.arange(layer.kernel[axis]) * layer.dilation[axis]
-        axes.append((index, (index >= 0) & (index < size[axis])))
-    (row, row_inside), (col, col_inside) = axes
-    pixel = row[:, None, :, None] * size[1] + col[None, :, None, :]
-    inside = row_inside[:, None, :, None] & col_inside[None, :, None, :]
-    index = pixel[..., None] * channels + torch.arange(channels)
-    return torch.where(inside[..., None], index, -1).flatten(2).flatten(0, 1)
-
-
-def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the true entries of each row, padded with 0 to one length, and which are real."""
-    count = mask.sum(1)
-    row, index = mask.nonzero(as_tuple=True)
-    rank = torch.arange(len(row), device=mask.device) - (count.cumsum(0) - count)[row]
-    real = torch.arange(int(count.max()), device=mask.device) < count[:, None]
-    padded = torch.zeros_like(real, dtype=torch.long)
-    padded[row, rank] = index
-    return padded, real
+def _numbered(mask: Tensor) -> Tensor:
+    """0, 1, 2, ... at the true entries of a flat mask, -1 at the others."""
+    return torch.where(mask, mask.cumsum(0) - 1, -1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from bilrp.alive import push_alive
+from bilrp.alive import Alive, push_alive
 from bilrp.rules import LRP0, Branch, Rule
 from bilrp.windows import Geometry, Span, cut
 
@@ -61,6 +61,10 @@ class RelevanceMap:
     def push(self, u: Tensor) -> Tensor:
         """Owner's shares of the outputs, (N, *out), from those of the inputs, (N, *in)."""
         return u
+
+    def push_alive(self, owned: Alive) -> Alive | Tensor:
+        """`push` for shares of the living neurons alone."""
+        return self.push(owned.dense())
 
     def push_window(self, u: Tensor, rows: Span, cols: Span) -> tuple[Tensor, Span, Span]:
         """`push` for owners that live in windows: u is (patches, channels, rows, cols)."""
@@ -173,11 +177,12 @@ class Convolution(Weighted):
         super().__init__(step, a, rule, op, transposed, product)
         self.geometry = Geometry.of(conv)
 
-    def push(self, u: Tensor) -> Tensor:
-        if self.saves_by_alive(u.shape[0]):
-            ((a, w),), inverse = self.branches[0]
-            return push_alive(u, a[0], self._cast(w), inverse[0], self.geometry)
-        return super().push(u)
+    def push_alive(self, owned: Alive) -> Alive | Tensor:
+        if not self.saves_by_alive(owned.rows.shape[1]):
+            return super().push_alive(owned)
+        ((a, w),), inverse = self.branches[0]
+        # Small products gain nothing from a smaller format.
+        return push_alive(owned, a[0], w, inverse[0], self.geometry)
 
     def push_window(self, u: Tensor, rows: Span, cols: Span) -> tuple[Tensor, Span, Span]:
         out_rows, (top, bottom) = rows.through(self.geometry, 0)
@@ -242,29 +247,32 @@ class Winner(RelevanceMap):
 
     def push(self, u: Tensor) -> Tensor:
         index = self.index.expand(u.shape[0], -1, -1, -1)
-        if (
-            self.index.shape[0] == 1
-        ):  # rows of a (place, channel) x owner matrix, as bilrp.alive has it
-            c, h2, w2 = self.index.shape[1:]
-            channel = torch.arange(c, device=u.device)[:, None, None]
-            row = (self.index[0] * c + channel).permute(1, 2, 0).reshape(-1)
-            flat = u.permute(2, 3, 1, 0).reshape(-1, u.shape[0])
-            return flat.index_select(0, row).view(h2, w2, c, -1).permute(3, 2, 0, 1)
         return u.flatten(2).gather(2, index.flatten(2)).unflatten(2, index.shape[2:])
 
+    def push_alive(self, owned: Alive) -> Alive:
+        where = owned.where.flatten(1).gather(1, self.index[0].flatten(1))
+        return Alive(owned.rows, where.view(self.index.shape[1:]))
+
     def push_window(self, u: Tensor, rows: Span, cols: Span) -> tuple[Tensor, Span, Span]:
-        out_rows, _ = rows.through(self.geometry, 0)
-        out_cols, _ = cols.through(self.geometry, 1)
-        index = cut(self.index[0], out_rows, out_cols, outside=-1)
-        origin_row, origin_col = (torch.tensor(s.starts, device=u.device) for s in (rows, cols))
-        row = index.div(self.shape[2], rounding_mode="floor").unflatten(0, (len(origin_row), -1))
-        row = (row - origin_row[:, None, None, None, None]).flatten(0, 1)
-        col = index.remainder(self.shape[2]).unflatten(0, (-1, len(origin_col)))
-        col = (col - origin_col[:, None, None, None]).flatten(0, 1)
-        inside = (index >= 0) & (row >= 0) & (row < rows.size) & (col >= 0) & (col < cols.size)
-        flat = torch.where(inside, row * cols.size + col, 0)
-        out = u.flatten(2).gather(2, flat.flatten(2)).view(index.shape)
-        return out.mul_(inside), out_rows, out_cols
+        out_rows, (top, bottom) = rows.through(self.geometry, 0)
+        out_cols, (left, right) = cols.through(self.geometry, 1)
+        u = F.pad(u, (left, right, top, bottom))
+        width = u.shape[3]
+        # Where a winner stands within its own pooling field does not depend on the window.
+        row = self.index[0].div(self.shape[2], rounding_mode="floor")
+        down = row - self._field_starts(0)[:, None]
+        across = self.index[0] - row * self.shape[2] - self._field_starts(1)
+        corner = torch.arange(out_rows.size, device=u.device)[:, None] * width
+        corner = corner * self.geometry.stride[0]
+        corner = corner + torch.arange(out_cols.size, device=u.device) * self.geometry.stride[1]
+        index = cut(down * width + across, out_rows, out_cols).add_(corner)
+        flat, index = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (u, index))
+        out = flat.gather(1, index).unflatten(1, (out_rows.size, out_cols.size))
+        return out.permute(0, 3, 1, 2), out_rows, out_cols
+
+    def _field_starts(self, axis: int) -> Tensor:
+        n = torch.arange(self.index.shape[2 + axis], device=self.index.device)
+        return n * self.geometry.stride[axis] - self.geometry.padding[axis]
 
     def prune(self, live: Tensor) -> Tensor:
         live_in = torch.zeros(live.shape[0], *self.shape, dtype=torch.bool, device=live.device)
@@ -283,6 +291,9 @@ class Reshape(RelevanceMap):
 
     def pull(self, relevance: Tensor) -> Tensor:
         return relevance.reshape(relevance.shape[0], *self.shape)
+
+    def push_alive(self, owned: Alive) -> Alive:
+        return Alive(owned.rows, owned.where.reshape(self.output.shape[1:]))
 
     def push(self, u: Tensor) -> Tensor:
         return u.reshape(u.shape[0], *self.output.shape[1:])

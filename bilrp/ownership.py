@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bilrp.alive import Alive
 from bilrp.layers import Convolution, RelevanceMap
 from bilrp.trace import Trace
 from bilrp.windows import Span, cut, lattices, place
@@ -125,9 +126,11 @@ def _pushed(
     spans = None
     if values is None:
         values, spans = _joined(places, windows, owners.grid)
-    if biases is None:
-        biases = trace.features[:0]
-    return values, (biases * trace.features).flatten(1), spans
+    kept = [bool(m.absorbed.any()) for m in trace.maps if m.absorbed is not None]
+    absorbed = trace.features.new_zeros(len(kept), trace.features[0].numel())
+    if biases is not None:
+        absorbed[torch.tensor(kept)] = (biases * trace.features).flatten(1)
+    return values, absorbed, spans
 
 
 def pull_projected(
@@ -224,10 +227,20 @@ def _chunk_that_fits(trace: Trace, windows: list[int]) -> int:
 def _push(maps: Sequence[RelevanceMap], u: Tensor | None, with_biases: bool) -> Tensor | None:
     """Push whole maps; with_biases appends each layer's own share as one more owner."""
     for m in maps:
-        u = None if u is None else m.push(u)
-        if with_biases and m.absorbed is not None:
-            u = m.absorbed if u is None else torch.cat([u, m.absorbed])
-    return u
+        if u is not None:
+            u = _push_one(m, u)
+        if with_biases and m.absorbed is not None and bool(m.absorbed.any()):
+            if isinstance(u, Alive):
+                u = u.and_owner(m.absorbed[0])
+            else:
+                u = m.absorbed if u is None else torch.cat([u, m.absorbed])
+    return u.dense() if isinstance(u, Alive) else u
+
+
+def _push_one(m: RelevanceMap, u: Tensor | Alive) -> Tensor | Alive:
+    if isinstance(m, Convolution) and isinstance(u, Tensor) and m.saves_by_alive(len(u)):
+        u = Alive.of(u, m.a[0] != 0)
+    return m.push_alive(u) if isinstance(u, Alive) else m.push(u)
 
 
 def _at_the_bottom(
@@ -248,6 +261,7 @@ def _at_the_bottom(
         for i, j in product(range(0, len(row_part), n_rows), range(0, len(col_part), n_cols)):
             r, c = row_part[i : i + n_rows], col_part[j : j + n_cols]
             u = trace.input.new_ones(len(r) * len(c), trace.input.shape[1], patch, patch)
+            u = u.contiguous(memory_format=torch.channels_last)
             numbers = torch.tensor(r)[:, None] * width + torch.tensor(c)
             rows, cols = (Span(tuple(k * patch for k in which), patch) for which in (r, c))
             yield numbers.flatten(), u, rows, cols

@@ -90,15 +90,17 @@ def cut(image: Tensor, rows: Span, cols: Span, outside: float = 0.0) -> Tensor:
     top, left = max(0, -min(rows.starts)), max(0, -min(cols.starts))
     bottom = max(0, max(rows.starts) + rows.size - height)
     right = max(0, max(cols.starts) + cols.size - width)
-    image = F.pad(image, (left, right, top, bottom), value=outside)
+    image = F.pad(image.permute(1, 2, 0), (0, 0, left, right, top, bottom), value=outside)
     row, col = (
         torch.tensor(s.starts, device=image.device)[:, None]
         + torch.arange(s.size, device=image.device)
         + shift
         for s, shift in ((rows, top), (cols, left))
     )
-    windows = image[:, row[:, None, :, None], col[None, :, None, :]]  # (C, i, j, rows, cols)
-    return windows.permute(1, 2, 0, 3, 4).flatten(0, 1).contiguous()
+    windows = image[row[:, None, :, None], col[None, :, None, :]]  # (i, j, rows, cols, C)
+    return windows.flatten(0, 1).permute(
+        0, 3, 1, 2
+    )  # channels last in memory: convolutions like it
 
 
 def place(windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,117 @@
+"""The ImageNet weights of VGG-16's convolutions."""
+
+import io
+import pickle
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bilrp.fetch import fetch, store
+from bilrp.registry import DataError, cache_dir, digest
+
+# Where the convolutions stand in torchvision.models.vgg16().features, with their channels.
+_CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}
+_CONVOLUTIONS |= {12: (256, 256), 14: (256, 256), 17: (256, 512)}
+_CONVOLUTIONS |= {k: (512, 512) for k in (19, 21, 24, 26, 28)}
+_SHAPES = {f"{k}.weight": (c_out, c_in, 3, 3) for k, (c_in, c_out) in _CONVOLUTIONS.items()}
+_SHAPES |= {f"{k}.bias": (c_out,) for k, (_, c_out) in _CONVOLUTIONS.items()}
+
+_TORCHVISION = ("vgg16-397923af.pth", "397923af")  # its name, and how its sha256 begins
+_PICKLE = "vgg16/vgg16.ckpt"
+_CONVERTED = "vgg16/features.pt"
+
+
+_reconstruct = np.empty(0).__reduce__()[0]
+_ALLOWED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    # NumPy 2 renamed numpy.core: the same function under both names.
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Read NumPy arrays and plain containers, nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED:
+            raise DataError(f"refused: the checkpoint asks for {module}.{name}, not a NumPy array")
+        return _ALLOWED[module, name]
+
+
+def vgg16_state() -> dict[str, torch.Tensor]:
+    """Weights of VGG-16's convolutions, trained on ImageNet.
+
+    Taken from torchvision's own checkpoint where the user has it (in ``torch.hub.get_dir()``, so
+    below TORCH_HOME), otherwise from the registered copy, converted once.
+
+    Returns
+    -------
+    dict of Tensor
+        float32, by the keys of ``torchvision.models.vgg16().features``: "0.weight" (64, 3, 3, 3),
+        "0.bias" (64,), ..., "28.bias" (512,).
+
+    Raises
+    ------
+    DataError
+        As `fetch`, or if the checkpoint holds anything but the arrays of VGG-16.
+    """
+    name, prefix = _TORCHVISION
+    own = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if own.is_file():
+        if (found := digest(own)).startswith(prefix):
+            state = torch.load(own, map_location="cpu", weights_only=True, mmap=True)
+            mark = "features."
+            features = {k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)}
+            return _checked({k: v.float().clone() for k, v in features.items()}, own)
+        warnings.warn(f"{own} is passed over: its sha256 is {found}, not {prefix}...", stacklevel=2)
+    return _converted()
+
+
+def _converted() -> dict[str, torch.Tensor]:
+    """The registered checkpoint, from its converted copy in the cache where that is whole."""
+    copy = cache_dir() / _CONVERTED
+    seal = copy.with_suffix(".sha256")  # torch.load would not notice a changed weight
+    if copy.is_file() and seal.is_file() and digest(copy) == seal.read_text().strip():
+        return _checked(torch.load(copy, map_location="cpu", weights_only=True), copy)
+    source = fetch(_PICKLE)
+    with source.open("rb") as stream:
+        try:
+            arrays = _ArraysOnly(stream).load()["VGG16_0"]
+            layers = [arrays[f"Conv_{i}"] for i in range(len(_CONVOLUTIONS))]
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            raise DataError(f"{source} is not the checkpoint of VGG-16: {error!r}") from error
+    state = {}
+    for k, layer in zip(_CONVOLUTIONS, layers, strict=True):
+        kernel = torch.from_numpy(np.array(layer["kernel"], dtype=np.float32))
+        state[f"{k}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()  # from (h, w, in, out)
+        state[f"{k}.bias"] = torch.from_numpy(np.array(layer["bias"], dtype=np.float32))
+    _checked(state, source)
+    _keep(state, copy, seal)
+    return state
+
+
+def _keep(state: dict[str, torch.Tensor], copy: Path, seal: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    # A cache that cannot be written only means converting again next time.
+    with suppress(OSError):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=copy.parent) as work:
+            store(content, copy, Path(work))
+            store(digest(content).encode(), seal, Path(work))
+
+
+def _checked(state: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
+    """Return ``state`` if its keys and shapes are VGG-16's, else raise DataError."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    if shapes != _SHAPES:
+        wrong = sorted(k for k in shapes.keys() | _SHAPES if shapes.get(k) != _SHAPES.get(k))
+        raise DataError(f"{where} is not VGG-16: wrong or missing {', '.join(wrong)}")
+    return state

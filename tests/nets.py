@@ -1,0 +1,120 @@
+"""Small random networks that hold every kind of layer, and slow oracles to compare with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def randomise(model: nn.Module, seed: int, bias: bool = True) -> nn.Module:
+    """Seeded weights in float64, BatchNorm statistics included; biases set to zero on request."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+            for name, p in module.named_parameters(recurse=False):
+                p.normal_(0, 1 / max(1, p[0].numel()) ** 0.5, generator=generator)
+                if name == "bias":
+                    p.mul_(0.3 if bias else 0.0)
+    return model.eval()
+
+
+def mlp(seed: int = 0, bias: bool = True, relu_top: bool = True, width: int = 8) -> nn.Sequential:
+    """6 -> width -> width -> 5, with ReLUs."""
+    layers = [nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    layers += [nn.Linear(width, 5)] + ([nn.ReLU()] if relu_top else [])
+    return randomise(nn.Sequential(*layers), seed, bias)
+
+
+def cnn(seed: int = 0, bias: bool = True) -> nn.Sequential:
+    """A small VGG: (3, H, W) -> (8, H/8, W/8)."""
+    return randomise(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
+        seed,
+        bias,
+    )
+
+
+def zoo(seed: int = 0) -> nn.Sequential:
+    """Every supported layer once, nested, with strides, dilation, groups and odd paddings."""
+    return randomise(
+        nn.Sequential(
+            nn.BatchNorm2d(3),
+            nn.Sequential(
+                nn.Conv2d(3, 6, 3, padding=1, bias=False),
+                nn.BatchNorm2d(6),
+                nn.ReLU(),
+                nn.Dropout2d(),
+            ),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(6, 8, 3, padding=2, dilation=2, groups=2),
+            nn.ReLU(),
+            nn.Identity(),
+            nn.Conv2d(8, 8, (3, 2), stride=2),
+            nn.ReLU(),
+            nn.AvgPool2d(2, ceil_mode=True),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(32, 12),
+            nn.BatchNorm1d(12),
+            nn.ReLU(),
+            nn.BatchNorm1d(12),
+        ),
+        seed,
+    )
+
+
+def vector(seed: int, size: int = 6) -> Tensor:
+    """Non-negative input in float64."""
+    return torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def image(seed: int, height: int = 16, width: int = 16) -> Tensor:
+    """Image in [0, 1], (3, height, width), in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, height, width, dtype=torch.float64, generator=generator)
+
+
+def unfactored(model: nn.Sequential, x: Tensor, x2: Tensor, gamma: float) -> Tensor:
+    """BiLRP as the paper writes it, Eq. (2), with all pairs of neurons, layer after layer.
+
+    For Linear/ReLU networks with non-negative activations. Slow and plain: the test's oracle.
+    """
+    linears = [m for m in model if isinstance(m, nn.Linear)]
+
+    def activations(v: Tensor) -> list[Tensor]:
+        out = [v]
+        for linear in linears:
+            out.append((out[-1] @ linear.weight.T + linear.bias).clamp(min=0))
+        return out
+
+    a, a2 = activations(x), activations(x2)
+    relevance = torch.diag(a[-1] * a2[-1])
+    for level in reversed(range(len(linears))):
+        w, b = linears[level].weight, linears[level].bias
+        rho_w, rho_b = w + gamma * w.clamp(min=0), b + gamma * b.clamp(min=0)
+        z, z2 = (rho_w @ v[level] + rho_b for v in (a, a2))
+        new = torch.zeros(len(a[level]), len(a2[level]), dtype=x.dtype)
+        for k in range(len(z)):
+            for k2 in range(len(z2)):
+                if relevance[k, k2] != 0:
+                    message = torch.outer(a[level] * rho_w[k], a2[level] * rho_w[k2])
+                    new += message / (z[k] * z2[k2]) * relevance[k, k2]
+        relevance = new
+    return relevance

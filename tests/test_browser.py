@@ -1,0 +1,179 @@
+"""The book as its readers see it: Chromium, pages opened as files, no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.conftest import ROOT, toc_pages
+
+pytestmark = pytest.mark.browser
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1400, "height": 900}
+SHOTS = ROOT / "_build" / "screenshots"
+
+# What is on the page, formulas and code aside, as a reader sees it.
+PROSE = """() => {
+  const copy = document.querySelector('article').cloneNode(true);
+  copy.querySelectorAll('mjx-container, pre, code, script, style').forEach(e => e.remove());
+  return copy.textContent;
+}"""
+RAW_TEX = re.compile(r"\\\(|\\\[|\$\$|\\(?:frac|sum|begin|langle|rho|gamma|mathrm|phi)\b")
+
+# The elements that stick out to the right of the window and are not in a box that scrolls.
+WIDE_ELEMENTS = """() => {
+  const scrolls = e => {
+    for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+      if (['auto', 'scroll', 'hidden', 'clip'].includes(getComputedStyle(p).overflowX)) return true;
+    return false;
+  };
+  return [...document.querySelectorAll('article *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e))
+    .map(e => `<${e.tagName.toLowerCase()} class="${e.getAttribute('class') || ''}">`).slice(0, 5);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A browser window that is offline, and that notes what a page does wrong."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page: Page = context.new_page()
+        self.wrong: list[str] = []
+        self.page.on("request", self._request)
+        self.page.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
+        self.page.on("pageerror", lambda e: self.wrong.append(f"script error: {e}"))
+        self.page.on("console", self._console)
+
+    def _request(self, request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.wrong.append(f"asked the network for {request.url}")
+
+    def _console(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.wrong.append(f"console {message.type}: {message.text}")
+
+    def open(self, path: Path) -> Page:
+        self.page.goto(path.as_uri(), wait_until="load")
+        self.page.wait_for_function("document.readyState === 'complete'")
+        return self.page
+
+    def settle(self) -> None:
+        """Scroll through, so that lazy pictures load, and let formulas finish."""
+        self.page.evaluate(
+            """async () => {
+              for (const d of document.querySelectorAll('details')) d.open = true;
+              for (const b of document.querySelectorAll('.toggle-hidden'))
+                b.classList.remove('toggle-hidden');
+              for (const i of document.images) i.loading = 'eager';
+              if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+              await Promise.all([...document.images].map(i => i.decode().catch(() => {})));
+              await document.fonts.ready;
+            }"""
+        )
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    context = browser.new_context(viewport=WIDE, offline=True)
+    context.set_default_timeout(60_000)
+    yield Visit(context)
+    context.close()
+
+
+@pytest.mark.parametrize("name", toc_pages())
+def test_page_is_whole(name: str, html: Path, visit: Visit) -> None:
+    """One visit a page: no errors, no network, formulas set, pictures shown, nothing too wide."""
+    page = visit.open(html / f"{name}.html")
+    visit.settle()
+
+    unset = page.locator("article .math:not(:has(mjx-container))").all_inner_texts()
+    assert not unset, f"formulas that are not set: {unset[:3]}"
+    # an unknown macro or a formula that MathJax cannot read
+    wrong = page.locator('article mjx-merror, article mtext[mathcolor="red"]')
+    assert wrong.count() == 0, wrong.all_text_contents()
+    raw = RAW_TEX.search(page.evaluate(PROSE))
+    assert raw is None, f"raw TeX on the page: {raw}"
+
+    empty = page.evaluate(
+        "[...document.images].filter(i => !i.complete || i.naturalWidth === 0).map(i => i.src)"
+    )
+    assert not empty
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for label, size in (("wide", WIDE), ("phone", PHONE)):
+        page.set_viewport_size(size)
+        page.wait_for_timeout(200)  # let the layout follow the new width
+        width = page.evaluate("document.documentElement.scrollWidth")
+        stick_out = page.evaluate(WIDE_ELEMENTS)
+        assert width <= size["width"] + 1, f"{label}: the page scrolls sideways: {stick_out}"
+        assert not stick_out, f"{label}: sticks out of the page: {stick_out}"
+        file = SHOTS / f"{name.replace('/', '_')}_{label}.png"
+        page.screenshot(path=str(file), full_page=True)
+    assert not visit.wrong, "\n".join(visit.wrong)
+
+
+def test_some_page_has_formulas_and_pictures(html: Path, visit: Visit) -> None:
+    """The checks above have something to check."""
+    formulas = pictures = 0
+    for name in toc_pages():
+        page = visit.open(html / f"{name}.html")
+        visit.settle()
+        formulas += page.locator("article mjx-container mjx-math").count()
+        pictures += page.locator("article img").count()
+    assert formulas
+    assert pictures
+
+
+def test_the_address_of_the_book_opens_its_front_page(html: Path, visit: Visit) -> None:
+    page = visit.open(html / "index.html")
+    page.wait_for_url(f"**/{toc_pages()[0]}.html")
+    page.wait_for_selector("article h1")
+    assert not visit.wrong, "\n".join(visit.wrong)
+
+
+def test_search_finds_relevance(html: Path, visit: Visit) -> None:
+    page = visit.open(html / "search.html")
+    page.goto((html / "search.html").as_uri() + "?q=relevance")
+    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    links = page.locator("#search-results ul.search li a")
+    targets = links.evaluate_all("links => links.map(a => a.href.split(/[?#]/)[0])")
+    assert any("/chapters/" in target for target in targets), targets
+    links.first.click()
+    page.wait_for_selector("article h1")
+    assert not visit.wrong, "\n".join(visit.wrong)
+
+
+def test_the_dark_theme_is_dark(html: Path, visit: Visit) -> None:
+    page = visit.open(html / f"{toc_pages()[0]}.html")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_timeout(400)
+    red, green, blue = map(
+        int,
+        re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3],
+    )
+    assert max(red, green, blue) < 80
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(SHOTS / "front_dark.png"))
+    assert not visit.wrong, "\n".join(visit.wrong)

@@ -1,0 +1,95 @@
+"""The sources: chapters and their notebooks in sync, the contents complete, code tidy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from jupytext.compare import compare_notebooks
+
+from tests.conftest import ROOT, toc_pages
+
+CHAPTERS = ROOT / "chapters"
+PAGES = sorted(CHAPTERS.glob("*.md"))
+NOTEBOOKS = sorted(CHAPTERS.glob("*.ipynb"))
+
+
+def is_notebook(page: Path) -> bool:
+    text = page.read_text(encoding="utf-8")
+    return text.startswith("---\n") and "kernelspec" in next(yaml.safe_load_all(text), {})
+
+
+def sync(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "notebooks.py"), "--root", str(root), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_there_are_chapters() -> None:
+    assert PAGES
+    assert NOTEBOOKS
+
+
+def test_each_page_with_code_has_a_notebook_and_no_notebook_is_alone() -> None:
+    with_code = {p.stem for p in PAGES if is_notebook(p)}
+    assert {p.stem for p in NOTEBOOKS} == with_code
+    loose = [p.name for p in PAGES if "{code-cell}" in p.read_text("utf-8") and not is_notebook(p)]
+    assert not loose, f"code cells but no kernelspec in the front matter: {loose}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_says_what_its_text_says(path: Path) -> None:
+    text, notebook = jupytext.read(path.with_suffix(".md")), jupytext.read(path)
+    compare_notebooks(notebook, text, "md:myst", compare_outputs=False, compare_ids=False)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_valid_and_carries_no_results(path: Path) -> None:
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    assert not [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
+
+
+def test_making_the_notebooks_again_changes_no_byte(tmp_path: Path) -> None:
+    shutil.copytree(CHAPTERS, tmp_path / "chapters")
+    for path in tmp_path.glob("chapters/*.ipynb"):
+        path.unlink()
+    for _ in range(2):
+        made = sync(root=tmp_path)
+        assert made.returncode == 0, made.stdout + made.stderr
+        for path in NOTEBOOKS:
+            assert (tmp_path / "chapters" / path.name).read_bytes() == path.read_bytes(), (
+                f"{path.name}: run `make notebooks`"
+            )
+
+
+def test_an_edit_made_in_a_notebook_alone_is_not_thrown_away(tmp_path: Path) -> None:
+    shutil.copytree(CHAPTERS, tmp_path / "chapters")
+    path = sorted(tmp_path.glob("chapters/*.ipynb"))[0]
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[0].source += "\nAn edit."
+    nbformat.write(nb, path)
+    made = sync(root=tmp_path)
+    assert made.returncode == 1
+    assert "jupytext --to md:myst --update" in made.stdout
+    assert "An edit." in path.read_text("utf-8")
+
+
+def test_contents_list_every_page_once_and_nothing_else() -> None:
+    listed = toc_pages()
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {f"chapters/{page.stem}" for page in PAGES}
+
+
+@pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff(args: list[str]) -> None:
+    """Over modules, tests, tools and the code cells of the notebooks; `make format` tidies."""
+    command = [sys.executable, "-m", "ruff", *args, "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
