@@ -129,7 +129,7 @@ def _pushed(
     kept = [bool(m.absorbed.any()) for m in trace.maps if m.absorbed is not None]
     absorbed = trace.features.new_zeros(len(kept), trace.features[0].numel())
     if biases is not None:
-        absorbed[torch.tensor(kept)] = (biases * trace.features).flatten(1)
+        absorbed[torch.tensor(kept, dtype=torch.bool)] = (biases * trace.features).flatten(1)
     return values, absorbed, spans
 
 
