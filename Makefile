@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab bench notebooks format clean help chromium
+.PHONY: book test test-fast lab bench picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -31,7 +31,10 @@ lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its te
 		--LabApp.default_url=/lab/tree/chapters/index.ipynb
 
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
-	@PYTHONPATH=. $(BIN)/python tests/benchmark.py
+	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
+
+picture: $(DATA)  ## draw the picture of the README anew
+	@$(BIN)/python tools/readme_picture.py
 
 notebooks: $(READY)  ## make chapters/*.ipynb from chapters/*.md
 	@$(BIN)/python tools/notebooks.py

@@ -5,6 +5,7 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 """
 
 from bilrp.explain import Explanation, Factor, explain, factor, lrp
+from bilrp.explorer import Explorer
 from bilrp.layers import RelevanceMap, Step, register
 from bilrp.models import VGG16_NAMES, normalize, vgg16, vgg16_rules
 from bilrp.rules import LRP0, ZB, Epsilon, Gamma, Pass, Rule, WinnerTakeAll
@@ -17,6 +18,7 @@ __all__ = [
     "ZB",
     "Epsilon",
     "Explanation",
+    "Explorer",
     "Factor",
     "Gamma",
     "Pass",

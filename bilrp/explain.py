@@ -9,7 +9,9 @@ depend on one input alone:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ from bilrp.rules import Rules
 from bilrp.trace import Trace
 from bilrp.windows import Span, place, product_of_windows, sum_of_windows
 
+if TYPE_CHECKING:
+    from bilrp.explorer import Explorer
+
 
 @torch.no_grad()
 def lrp(model: nn.Module, x: Tensor, rules: Rules, output: Tensor | None = None) -> Tensor:
@@ -34,17 +39,17 @@ def lrp(model: nn.Module, x: Tensor, rules: Rules, output: Tensor | None = None)
     ----------
     model : nn.Module
         `nn.Sequential` of supported layers (nested ones are opened); left as it is.
-    x : Tensor (*in) or (N, *in)
+    x : Tensor (...) or (N, ...)
         Network input.
     rules : Rule or mapping from layer numbers to rules
         See `bilrp.Gamma`, `bilrp.vgg16_rules`.
-    output : Tensor (*out), (N, *out) or, for one input, (K, *out), optional
+    output : Tensor (...), (N, ...) or, for one input, (K, ...), optional
         Relevances of the outputs; default: the outputs themselves.
 
     Returns
     -------
     Tensor
-        Of the input's shape; (K, *in) for one input and K output relevances.
+        Of the input's shape; (K, ...) for one input and K output relevances.
 
     Raises
     ------
@@ -53,7 +58,9 @@ def lrp(model: nn.Module, x: Tensor, rules: Rules, output: Tensor | None = None)
     NotImplementedError
         For a layer without a rule or map.
 
-    Source: Bach et al. (2015); rules as in Eberle et al. (2022), Section 3.3.
+    Source
+    ------
+    Bach et al. (2015); rules as in Eberle et al. (2022), Section 3.3.
     """
     batch, single = _batched(model, x)
     trace = Trace(model, batch, rules)
@@ -192,6 +199,19 @@ class Explanation:
 
         return arcs(self, x, x2, **options)
 
+    def explore(
+        self,
+        x: Tensor,
+        x2: Tensor,
+        similarity: Callable[[Tensor, Tensor], float] | None = None,
+        names: tuple[str, str] = ("First picture", "Second picture"),
+        alt: str | None = None,
+    ) -> Explorer:
+        """Both images, to point at: shows the partners of a patch; see `bilrp.Explorer`."""
+        from bilrp.explorer import Explorer
+
+        return Explorer(self, x, x2, similarity, names, alt)
+
 
 def explain(
     model: nn.Module,
@@ -232,7 +252,7 @@ def explain(
     device : torch.device, optional
         Default: the model's.
     chunk : int, optional
-        Patches (or projected dimensions) computed at once. Default: as many as fit in about 1 GB.
+        Patches (or projected dimensions) computed at once. Default: what is fast within about 1 GB.
 
     Returns
     -------
@@ -248,7 +268,9 @@ def explain(
     MemoryError
         If not even one patch at a time fits.
 
-    Source: Eberle et al. (2022), Section 3.3; `project` as in Section 5.
+    Source
+    ------
+    Eberle et al. (2022), Section 3.3; `project` as in Section 5.
     """
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device

@@ -41,9 +41,9 @@ class RelevanceMap:
     Attributes
     ----------
     step : Step
-    output : Tensor (N, *out)
+    output : Tensor (N, ...)
         The layer's activations at this input.
-    absorbed : Tensor (N, *out) or None
+    absorbed : Tensor (N, ...) or None
         Share of each output's relevance that stays in the layer (bias and stabiliser); None for a
         layer that has neither.
     """
@@ -55,11 +55,11 @@ class RelevanceMap:
         self.step, self.output = step, output
 
     def pull(self, relevance: Tensor) -> Tensor:
-        """Relevance of the inputs, (N, *in), from that of the outputs, (N, *out)."""
+        """Relevance of the inputs, (N, ...), from that of the outputs, (N, ...)."""
         return relevance
 
     def push(self, u: Tensor) -> Tensor:
-        """Owner's shares of the outputs, (N, *out), from those of the inputs, (N, *in)."""
+        """Owner's shares of the outputs, (N, ...), from those of the inputs, (N, ...)."""
         return u
 
     def push_alive(self, owned: Alive) -> Alive | Tensor:
@@ -83,10 +83,10 @@ class Weighted(RelevanceMap):
     op : callable (v, w) -> Tensor
         The linear operation.
     transposed : callable (r, w) -> Tensor
-        Its transpose in v.
+        Its transpose in v, (r, w) -> Tensor.
     product : torch.dtype or None
-        Number format of the products (torch.bfloat16 halves their time on recent processors); the
-        shares in between stay in the format of the activations.
+        Number format of the products, such as torch.bfloat16; the shares in between stay in the
+        format of the activations.
     """
 
     def __init__(
@@ -310,7 +310,7 @@ def register(*types: type[nn.Module]) -> Callable[[Builder], Builder]:
     """Register the relevance map of a layer type, for `bilrp.explain` and `bilrp.lrp`.
 
     The decorated function takes (step, a, rule, product): the `Step`, the input activations
-    (N, *in), the rule given for this layer (None where none was given) and the number format for
+    (N, ...), the rule given for this layer (None where none was given) and the number format for
     products (None: that of `a`). It returns a `RelevanceMap`.
 
     Examples

@@ -60,7 +60,9 @@ def vgg16(layer: int = 31) -> nn.Sequential:
     bilrp.data.DataError
         If the weights are neither here nor to be had.
 
-    Source: Simonyan and Zisserman (2015), configuration D; Eberle et al. (2022), Section 5.
+    Source
+    ------
+    Simonyan and Zisserman (2015), configuration D; Eberle et al. (2022), Section 5.
     """
     import torchvision  # takes a second to import: only those pay who ask for VGG-16
 
@@ -80,7 +82,9 @@ def vgg16_rules() -> dict[int | range, Rule]:
     z^B for the pixels (layer 1), gamma 0.5 for layers 2-10, 0.25 for 11-17, 0.1 for 18-24 and 0
     for 25-31. For inputs made by `bilrp.normalize`.
 
-    Source: Eberle et al. (2022), Section 5.
+    Source
+    ------
+    Eberle et al. (2022), Section 5.
     """
     return {
         1: ZB((0 - MEAN) / STD, (1 - MEAN) / STD),

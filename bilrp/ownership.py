@@ -16,7 +16,9 @@ from bilrp.trace import Trace
 from bilrp.windows import Span, cut, lattices, place
 
 T = TypeVar("T")
-WORKING_MEMORY = 1.0e9  # bytes that the shares of one chunk may take
+WORKING_MEMORY = 1.0e9  # bytes that one chunk may take
+# A whole-map pull does little with each number: on a CPU, chunks near its cache are 3 times faster.
+PULLED_ON_A_CPU = 5.0e7
 
 
 class Groups:
@@ -45,11 +47,11 @@ class Groups:
         self.grid: tuple[int, ...] = (int(self.ids.max()) + 1,)
 
     def indicator(self, numbers: Tensor, like: Tensor) -> Tensor:
-        """1 at the features of each group, (len(numbers), *in)."""
+        """1 at the features of each group, (len(numbers), ...)."""
         return (self.ids == numbers.view(-1, *[1] * self.ids.dim())).to(like)
 
     def pool(self, relevance: Tensor) -> Tensor:
-        """Sum relevance (K, *in) over groups: (groups, K)."""
+        """Sum relevance (K, ...) over groups: (groups, K)."""
         out = relevance.new_zeros(self.grid[0], len(relevance))
         return out.index_add_(0, self.ids.flatten().to(out.device), relevance.flatten(1).T)
 
@@ -157,7 +159,8 @@ def pull_projected(
             parts.append(torch.cat([owners.pool(inputs), kept]))
         return torch.cat(parts, 1).split([math.prod(owners.grid), len(trace.absorbing)])
 
-    return _with_smaller_chunks(pulled, trace, chunk or _chunk_that_fits(trace, []))
+    memory = PULLED_ON_A_CPU if trace.input.device.type == "cpu" else WORKING_MEMORY
+    return _with_smaller_chunks(pulled, trace, chunk or _chunk_that_fits(trace, [], memory))
 
 
 def random_projection(dimensions: int, features: int, seed: int) -> Tensor:
@@ -216,12 +219,12 @@ def _windows(trace: Trace, owners: Groups) -> list[int]:
     return sizes
 
 
-def _chunk_that_fits(trace: Trace, windows: list[int]) -> int:
+def _chunk_that_fits(trace: Trace, windows: list[int], memory: float = WORKING_MEMORY) -> int:
     whole = [m.output[0].numel() for m in trace.maps]
     if not windows:
         whole.append(trace.input[0].numel())
     largest = max(windows + whole[max(0, len(windows) - 1) :])
-    return max(1, int(WORKING_MEMORY / (4 * largest * trace.input.element_size())))
+    return max(1, int(memory / (4 * largest * trace.input.element_size())))
 
 
 def _push(maps: Sequence[RelevanceMap], u: Tensor | None, with_biases: bool) -> Tensor | None:

@@ -32,7 +32,9 @@ def opacities(relevance: Tensor, threshold: float = 1.0, full: float = 8.0) -> T
     The scores are divided by the fourth root of their mean fourth power, which follows the few
     strong ones; those below `threshold` are left out and the rest grows linearly up to `full`.
 
-    Source: the paper's rendering (Eberle et al. 2022, Fig. 6: colour by sign, opacity by
+    Source
+    ------
+    the paper's rendering (Eberle et al. 2022, Fig. 6: colour by sign, opacity by
     magnitude); the two constants are ours.
     """
     scale = relevance.double().pow(4).mean().pow(0.25)
@@ -98,7 +100,10 @@ def arcs(
     ax.set_xlim(0, left - gap)
     ax.set_ylim(max(image.shape[0] for image in images), 0)
     ax.set_axis_off()
-    ax.set_title(f"y = {explanation.similarity:.4g}" if title is None else title, fontsize=9)
+    if title is None:
+        y = explanation.similarity
+        title = f"y = {y:,.0f}" if abs(y) >= 1000 else f"y = {y:.4g}"
+    ax.set_title(title, fontsize=9)
     return ax
 
 

@@ -50,11 +50,11 @@ class Rule:
 
         Parameters
         ----------
-        a : Tensor (N, *in)
+        a : Tensor (N, ...)
             Input activations a_j.
         weight, bias : Tensor
             Parameters of the layer.
-        pre, out : Tensor (N, *out)
+        pre, out : Tensor (N, ...)
             Output before and after the ReLU that follows (equal where none follows).
         """
         raise TypeError(f"{self!r} does not apply to a layer with weights; use Gamma, Epsilon, ...")
@@ -64,10 +64,12 @@ class Rule:
 class Epsilon(Rule):
     """LRP-epsilon: R_j = sum_k a_j w_jk / (z_k + epsilon sign z_k) R_k.
 
-    The stabiliser absorbs a share epsilon / (|z_k| + epsilon) of the relevance; in the ledger that
-    share stands with the bias of the same layer.
+    The stabiliser absorbs a share epsilon / (abs(z_k) + epsilon) of the relevance; in the ledger
+    that share stands with the bias of the same layer.
 
-    Source: Bach et al. (2015), Eq. (58); Montavon et al. (2019), Section 10.2.1.
+    Source
+    ------
+    Bach et al. (2015), Eq. (58); Montavon et al. (2019), Section 10.2.1.
 
     Raises
     ------
@@ -90,7 +92,9 @@ class LRP0(Rule):
 
     Used in every layer, BiLRP becomes Hessian x Product (Eberle et al. 2022, Proposition 2).
 
-    Source: Montavon et al. (2019), Section 10.2.1.
+    Source
+    ------
+    Montavon et al. (2019), Section 10.2.1.
     """
 
     def branches(self, a, weight, bias, pre, out):
@@ -104,9 +108,11 @@ class Gamma(Rule):
     For a_j >= 0 and an output a_k > 0 this is the paper's rule, rho(w) = w + gamma max(0, w) for
     weights and biases. Signed inputs and negative outputs (a last layer without a ReLU) use its
     generalisation: contributions with the sign of the output are the ones that are enlarged. So
-    |z_k| >= |a_k| always, and gamma can only make the division safer.
+    abs(z_k) >= abs(a_k) always, and gamma can only make the division safer.
 
-    Source: Eberle et al. (2022), Eq. (2) and (5); Montavon et al. (2019), Section 10.2.3.
+    Source
+    ------
+    Eberle et al. (2022), Eq. (2) and (5); Montavon et al. (2019), Section 10.2.3.
 
     Raises
     ------
@@ -155,7 +161,9 @@ class ZB(Rule):
     ValueError
         If an input lies outside the box, naming the range found; if low > high anywhere.
 
-    Source: Montavon et al. (2017), Section 5.3 (deep Taylor decomposition).
+    Source
+    ------
+    Montavon et al. (2017), Section 5.3 (deep Taylor decomposition).
     """
 
     low: float | Tensor
@@ -183,7 +191,9 @@ class ZB(Rule):
 class Pass(Rule):
     """Relevance passes through unchanged, R_j = R_k. For layers that keep the shape.
 
-    Source: Bach et al. (2015), element-wise activations.
+    Source
+    ------
+    Bach et al. (2015), element-wise activations.
     """
 
 
@@ -191,7 +201,9 @@ class Pass(Rule):
 class WinnerTakeAll(Rule):
     """All relevance of a pooled output goes to the input that won: Eq. (6) for max-pooling.
 
-    Source: Eberle et al. (2022), Eq. (3) and (6): grad a_k is one at the winner, zero elsewhere.
+    Source
+    ------
+    Eberle et al. (2022), Eq. (3) and (6): grad a_k is one at the winner, zero elsewhere.
     """
 
 

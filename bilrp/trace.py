@@ -97,7 +97,7 @@ class Trace:
     ----------
     model : nn.Module
         Supported layer or (nested) Sequential of them. Evaluated as in eval mode; not changed.
-    x : Tensor (N, *in)
+    x : Tensor (N, ...)
     rules : Rule or mapping
         One rule for all layers with weights, or layer numbers (from 1) and ranges to rules.
     dtype : torch.dtype, optional
@@ -109,7 +109,7 @@ class Trace:
     Attributes
     ----------
     maps : list of RelevanceMap
-    features : Tensor (N, *out)
+    features : Tensor (N, ...)
         Output activations.
     """
 
@@ -146,11 +146,11 @@ class Trace:
 
     @torch.no_grad()
     def pull(self, relevance: Tensor) -> tuple[Tensor, Tensor]:
-        """Pull relevance of the features (K, *out) back to the input.
+        """Pull relevance of the features (K, ...) back to the input.
 
         Returns
         -------
-        Tensor (K, *in)
+        Tensor (K, ...)
             Relevance of the inputs.
         Tensor (layers, K)
             Relevance that each layer of `absorbing` keeps.
@@ -165,7 +165,7 @@ class Trace:
 
     @torch.no_grad()
     def push(self, u: Tensor) -> Tensor:
-        """Push ownership of the inputs (K, *in) forward to shares of the features (K, *out)."""
+        """Push ownership of the inputs (K, ...) forward to shares of the features (K, ...)."""
         for m in self.maps:
             u = m.push(u)
         return u
