@@ -4,9 +4,11 @@ Eberle, Büttner, Kräutli, Müller, Valleriani and Montavon, "Building and Inte
 Similarity Models", IEEE TPAMI 44(3), 2022.
 """
 
+from bilrp.baselines import curvature, hessian_x_product, saliency
 from bilrp.explain import Explanation, Factor, explain, factor, lrp
 from bilrp.explorer import Explorer
 from bilrp.layers import RelevanceMap, Step, register
+from bilrp.metrics import acs
 from bilrp.models import VGG16_NAMES, normalize, vgg16, vgg16_rules
 from bilrp.rules import LRP0, ZB, Epsilon, Gamma, Pass, Rule, WinnerTakeAll
 from bilrp.trace import Trace
@@ -27,11 +29,15 @@ __all__ = [
     "Step",
     "Trace",
     "WinnerTakeAll",
+    "acs",
+    "curvature",
     "explain",
     "factor",
+    "hessian_x_product",
     "lrp",
     "normalize",
     "register",
+    "saliency",
     "vgg16",
     "vgg16_rules",
 ]

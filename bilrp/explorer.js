@@ -4,7 +4,10 @@
 // the kernel; in a page, mountAll() finds the data beside the script. Both end in mount(), which
 // draws and needs nothing else. Names and errors are set as text, never as HTML.
 
-const CSS = `.bilrp-explorer {
+const CSS = `
+/* the book's dark theme puts outputs on a light card, and pictures in a frame */
+.text_html:has(> .bilrp-explorer) { all: unset !important; display: block !important; }
+.bilrp-explorer {
   --pos: #b2182b; --neg: #2166ac; --quiet: grayscale(1) contrast(.55) brightness(1.25);
   --rule: #8886; max-width: 54rem; margin: 0 auto; padding: 6px; box-sizing: border-box;
   font-size: .875rem; line-height: 1.5; font-variant-numeric: tabular-nums;
@@ -12,12 +15,13 @@ const CSS = `.bilrp-explorer {
   html[data-theme="dark"] &, body[data-jp-theme-light="false"] & { color-scheme: dark;
     --pos: #f4a582; --neg: #92c5de; --quiet: grayscale(1) contrast(.55) brightness(.7); }
   .stage, .controls { position: relative; display: flex; flex-wrap: wrap; place-content: center; }
-  .stage { gap: 1.25rem 2.5rem; }
+  .stage { gap: 1.25rem 2.5rem; } .controls { gap: .4rem .9rem; align-items: center; }
   .pic { position: relative; flex: 1 1 230px; max-width: 416px; align-self: start;
     cursor: crosshair; touch-action: pan-y; user-select: none; -webkit-user-select: none; }
   &.covering .pic { touch-action: none; cursor: cell; }
-  .pic img { display: block; width: 100%; height: auto; margin: 0; pointer-events: none; }
-  .pic.quiet img { filter: var(--quiet) !important; } /* themes have filters of their own */
+  .pic img { display: block; width: 100%; height: auto; margin: 0; pointer-events: none;
+    padding: 0 !important; border-radius: 0 !important; }
+  .pic.quiet img { filter: var(--quiet) !important; }
   canvas, .arcs { position: absolute; inset: 0; width: 100%; height: 100%; max-width: none;
     pointer-events: none; image-rendering: pixelated; }
   .patch { position: absolute; box-sizing: border-box; pointer-events: none;
@@ -27,19 +31,18 @@ const CSS = `.bilrp-explorer {
   p { margin: .6rem 0 0; min-height: 1.5em; text-align: center; }
   .pos { color: var(--pos); font-weight: 600; } .neg { color: var(--neg); font-weight: 600; }
   .controls, details { margin-top: .5rem; font-size: .8125rem; text-align: center; }
-  .controls { gap: .4rem .9rem; align-items: center; }
   label { display: inline-flex; align-items: center; gap: .35rem; margin: 0; }
   input { margin: 0; accent-color: var(--neg); &[type=range] { width: 5.5rem; } }
-  output { min-width: 3.2em; padding: 0; }
+  output { min-width: 3.2em; padding: 0; } button:disabled { opacity: .55; }
   select, button { font: inherit; color: inherit; background: none; cursor: pointer;
     border: 1px solid var(--rule); border-radius: 4px; padding: .1rem .45rem; }
   option { color: CanvasText; background: Canvas; }
-  button:disabled { opacity: .55; }
   :is(.pic, select, button, input, summary):focus-visible {
     outline: 2px solid var(--neg); outline-offset: 2px; }
   table { margin: .4rem auto 0; border-collapse: collapse; width: auto; }
-  th, td { padding: .1rem .9rem; text-align: right; border: solid var(--rule);
+  th, td { padding: .1rem .6rem; text-align: right; border: solid var(--rule);
     border-width: 0 0 1px; background: none; }
+  td { white-space: nowrap; }
   @media (prefers-reduced-motion: no-preference) { .pic img { transition: filter .12s; } }
 }`;
 
@@ -170,8 +173,7 @@ function mount(root, data, ask) {
     ticket++; // an answer to an earlier question is no longer one
     find(".true").replaceChildren();
     find(".cover").hidden = !n && !covering.checked;
-    find(".ask").hidden = !ask || !n;
-    find(".ask").disabled = false;
+    Object.assign(find(".ask"), { hidden: !ask || !n, disabled: false });
     find(".predicted").replaceChildren(...(n
       ? change(`${many(n, "patch", "patches")} covered · predicted change: `, predictedChange())
       : ["Click, drag or press space to cover patches."]));
@@ -320,9 +322,7 @@ function mount(root, data, ask) {
       const patch = under(side, event);
       if (!covering.checked && patch !== null) lock(side, patch);
     });
-    on(pic, "focus", () => {
-      if (!locked && pic.matches(":focus-visible")) point(side, last[side]);
-    });
+    on(pic, "focus", () => !locked && pic.matches(":focus-visible") && point(side, last[side]));
     on(pic, "blur", leave);
     on(pic, "keydown", (event) => {
       const patch = last[side], column = patch % columns;

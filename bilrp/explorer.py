@@ -50,6 +50,11 @@ class Explorer:
         Describes the still picture that is shown where scripts are off. Default: made from the
         names and the similarity.
 
+    Attributes
+    ----------
+    explanation, x, x2, similarity, names, alt
+        As given.
+
     Raises
     ------
     ValueError
@@ -70,11 +75,13 @@ class Explorer:
         self.explanation, self.x, self.x2, self.similarity = explanation, x, x2, similarity
         self.names = tuple(names)
         self.alt = alt or (
-            f"{names[0]} and {names[1].lower()} side by side. Arcs join the patches that make them "
-            f"similar (red) and those that speak against it (blue); y = {explanation.similarity:.4g}."
+            f"Two pictures side by side: {names[0]}, {names[1]}. Arcs join the patches that make "
+            "them similar (red) and those that speak against it (blue); "
+            f"y = {explanation.similarity:.4g}."
         )
         self._still = _still(explanation, x, x2)  # also checks that the images fit
-        if not torch.isfinite(explanation.matrix).all() or not np.isfinite(explanation.similarity):
+        numbers = (explanation.matrix, explanation.ledger, torch.tensor(explanation.similarity))
+        if not all(torch.isfinite(values).all() for values in numbers):
             raise ValueError("the explanation holds NaN or infinite scores; nothing can be drawn")
         self._data = _data(explanation, (x, x2), self.names)
         self._widget: Any = None
@@ -177,7 +184,7 @@ class Explorer:
             mask = torch.zeros(shape, dtype=torch.bool)
             for row, column in patches:
                 if not (0 <= row < shape[0] and 0 <= column < shape[1]):
-                    raise ValueError(f"there is no patch {row, column} in a grid of {shape}")
+                    raise ValueError(f"there is no patch {(row, column)} in a grid of {shape}")
                 mask[row, column] = True
             masks.append(mask)
         return masks
@@ -247,7 +254,7 @@ def _picture(x: Tensor) -> dict:
     if max(image.size) > WIDEST:
         image.thumbnail((WIDEST, WIDEST))
     file = io.BytesIO()
-    image.save(file, "jpeg", quality=88, subsampling=0)
+    image.save(file, "jpeg", quality=82, subsampling=0, optimize=True)
     return {
         "url": _jpeg(file),
         "size": [pixels.shape[1], pixels.shape[0]],
@@ -257,16 +264,15 @@ def _picture(x: Tensor) -> dict:
 
 def _still(explanation: Explanation, x: Tensor, x2: Tensor) -> str:
     """The picture for readers without scripts, as a data URL."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from bilrp.plot import arcs
 
-    figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")  # apart from the notebook's own
-    FigureCanvasAgg(figure)
+    # not through pyplot: the notebook must not show it, too
+    figure = Figure(figsize=(5.2, 2.6), dpi=100, layout="constrained")
     arcs(explanation, x, x2, ax=figure.add_subplot())
     file = io.BytesIO()
-    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 80})
+    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 75, "optimize": True})
     return _jpeg(file)
 
 

@@ -23,6 +23,43 @@ def cosine(first: Tensor, second: Tensor) -> float:
     return float(a @ b) / norms
 
 
+def acs(explanations: Tensor, truth: Tensor) -> float:
+    """Average cosine similarity of explanations with their true ones, in -1..1.
+
+    Parameters
+    ----------
+    explanations, truth : Tensor (N, ...)
+        One explanation a pair, and what it should be up to a positive factor.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no pair, values are not finite, or an explanation or a truth
+        is zero everywhere: the cosine is not defined there, and leaving such pairs out is for the
+        caller to decide.
+
+    Source
+    ------
+    Eberle et al. (2022), Section 4.
+    """
+    if explanations.shape != truth.shape:
+        raise ValueError(f"acs needs equal shapes, got {explanations.shape} and {truth.shape}")
+    if truth.dim() < 2 or len(truth) == 0:
+        raise ValueError(f"acs needs at least one pair, as (N, ...); got {tuple(truth.shape)}")
+    sides = [t.flatten(1).double() for t in (explanations, truth)]
+    if not all(bool(torch.isfinite(t).all()) for t in sides):
+        raise ValueError("acs: the explanations or truths hold NaN or infinite values")
+    for name, t in zip(("explanations", "truths"), sides, strict=True):
+        zero = (t == 0).all(1)
+        if bool(zero.any()):
+            raise ValueError(
+                f"acs is not defined for zeros: {int(zero.sum())} of {len(t)} {name} are zero "
+                f"everywhere, the first is number {int(zero.nonzero()[0])}; leave those pairs out"
+            )
+    a, b = (t / t.norm(dim=1, keepdim=True) for t in sides)
+    return float((a * b).sum(1).mean())
+
+
 def negative_share(relevance: Tensor) -> float:
     """Share of negative scores in the sum of all magnitudes, 0..1 (0 where all is zero)."""
     total = float(relevance.abs().sum())
