@@ -123,7 +123,7 @@ class Trace:
         device: torch.device | str | None = None,
     ) -> None:
         steps = steps_of(model)
-        a = x.detach().to(*_place_and_format(model, dtype, device))
+        a = x.detach().to(*_place_and_format(model, x, dtype, device))
         product = dtype if dtype in (torch.bfloat16, torch.float16) else None
         _check_input(steps, a)
         if a.dim() == 4:
@@ -190,15 +190,15 @@ def _build(step: Step, a: Tensor, rules: Rules, product: torch.dtype | None) -> 
 
 
 def _place_and_format(
-    model: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None
+    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[torch.device | str | None, torch.dtype]:
-    some = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
+    # A model without any numbers of its own, such as a lone pooling, follows the input.
+    numbers = (*model.parameters(), *model.buffers(), x)
+    some = next(t for t in numbers if t.is_floating_point())
     if dtype not in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
-    double = torch.float64 in (dtype, None if dtype or some is None else some.dtype)
-    if device is None and some is not None:
-        device = some.device
-    return device, torch.float64 if double else torch.float32
+    double = torch.float64 in (dtype, None if dtype else some.dtype)
+    return device or some.device, torch.float64 if double else torch.float32
 
 
 def _moved(step: Step, a: Tensor) -> Step:
