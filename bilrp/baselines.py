@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bilrp.explain import _batched
+from bilrp.explain import one_input
 from bilrp.ownership import Groups
+from bilrp.trace import check_finite
 
 
 def saliency(model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None = None) -> Tensor:
@@ -77,7 +78,7 @@ def curvature(
     ------
     Eberle et al. (2022), Section 4.
     """
-    (first, owners), (second, owners2) = _jacobians(model, x, x2, groups)
+    (first, _, owners), (second, _, owners2) = _jacobians(model, x, x2, groups)
     squared = (first.flatten(1).T @ second.flatten(1)).square()  # (d, d')
     over_second = owners2.pool(squared)  # (G', d)
     return owners.pool(over_second)
@@ -112,26 +113,22 @@ def hessian_x_product(
     ------
     Eberle et al. (2022), Eq. (1) and Section 4.
     """
-    (first, owners), (second, owners2) = _jacobians(model, x, x2, groups)
-    v, v2 = (_input(model, t, groups)[0] for t in (x, x2))
+    (first, v, owners), (second, v2, owners2) = _jacobians(model, x, x2, groups)
     return owners.pool(first * v) @ owners2.pool(second * v2).T
 
 
 def _input(model: nn.Module, x: Tensor, groups: int | Tensor | None) -> tuple[Tensor, Groups]:
     """The checked input (1, ...), in the model's type and place, and its groups."""
-    batch, _ = _batched(model, x)
-    if len(batch) != 1:
-        raise ValueError(f"give one input at a time, got a batch of {len(batch)}: {tuple(x.shape)}")
-    if not bool(torch.isfinite(batch).all()):
-        raise ValueError("x holds NaN or infinite values; clean them before explaining")
+    batch = one_input(x)
+    check_finite(batch)
     some = next((p for p in model.parameters() if p.is_floating_point()), batch)
     return batch.detach().to(some), Groups(batch, groups)
 
 
 def _jacobians(
     model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None
-) -> list[tuple[Tensor, Groups]]:
-    """J = dphi_k/dx_i at both inputs, (features, ...), and the groups of each."""
+) -> list[tuple[Tensor, Tensor, Groups]]:
+    """At both inputs: J = dphi_k/dx_i, (features, ...), the input (1, ...), and its groups."""
     modes = {m: m.training for m in model.modules()}
     state = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
 
@@ -143,7 +140,7 @@ def _jacobians(
         found = []
         for t in (x, x2):
             v, owners = _input(model, t, groups)
-            found.append((torch.func.jacrev(features)(v)[:, 0].detach(), owners))
+            found.append((torch.func.jacrev(features)(v)[:, 0].detach(), v, owners))
     finally:
         for m, training in modes.items():
             m.training = training

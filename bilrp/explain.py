@@ -62,7 +62,7 @@ def lrp(model: nn.Module, x: Tensor, rules: Rules, output: Tensor | None = None)
     ------
     Bach et al. (2015); rules as in Eberle et al. (2022), Section 3.3.
     """
-    batch, single = _batched(model, x)
+    batch, single = _batched(x)
     trace = Trace(model, batch, rules)
     shape = tuple(trace.features.shape[1:])
     relevance = trace.features if output is None else output.to(trace.features)
@@ -305,9 +305,7 @@ def factor(
     for name, value in (("patch", patch), ("project", project), ("chunk", chunk)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    batch, _ = _batched(model, x)
-    if len(batch) != 1:
-        raise ValueError(f"give one input at a time, got a batch of {len(batch)}: {tuple(x.shape)}")
+    batch = one_input(x)
     owners = Patches(batch, patch) if groups is None and batch.dim() == 4 else None
     if owners is None:
         owners = Groups(batch, groups)
@@ -330,7 +328,15 @@ def factor(
     )
 
 
-def _batched(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+def one_input(x: Tensor) -> Tensor:
+    """A single input with its batch dimension; ValueError for anything else."""
+    batch, _ = _batched(x)
+    if len(batch) != 1:
+        raise ValueError(f"give one input at a time, got a batch of {len(batch)}: {tuple(x.shape)}")
+    return batch
+
+
+def _batched(x: Tensor) -> tuple[Tensor, bool]:
     """The input with its batch dimension, and whether it had to be added."""
     if not isinstance(x, Tensor):
         raise ValueError(f"x must be a torch.Tensor, got {type(x).__name__}")

@@ -83,7 +83,7 @@ class Weighted(RelevanceMap):
     op : callable (v, w) -> Tensor
         The linear operation.
     transposed : callable (r, w) -> Tensor
-        Its transpose in v, (r, w) -> Tensor.
+        Its transpose in v.
     product : torch.dtype or None
         Number format of the products, such as torch.bfloat16; the shares in between stay in the
         format of the activations.
@@ -218,7 +218,7 @@ class Convolution(Weighted):
             one_term
             and self.a.device.type == "cpu"
             and self.a.shape[0] == 1
-            and (self.step.module.groups == 1)
+            and self.step.module.groups == 1
         )
 
 

@@ -70,10 +70,6 @@ class File:
     url: str = ""
 
     @property
-    def is_folder(self) -> bool:
-        return self.path.endswith("/")
-
-    @property
     def origin(self) -> str:
         """Where the file comes from, in words."""
         if self.package:

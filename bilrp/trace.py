@@ -208,9 +208,14 @@ def _moved(step: Step, a: Tensor) -> Step:
     return replace(step, weight=step.weight.to(a), bias=bias)
 
 
-def _check_input(steps: list[Step], a: Tensor) -> None:
-    if not bool(torch.isfinite(a).all()):
+def check_finite(x: Tensor) -> None:
+    """ValueError if the input holds NaN or infinity."""
+    if not bool(torch.isfinite(x).all()):
         raise ValueError("x holds NaN or infinite values; clean them before explaining")
+
+
+def _check_input(steps: list[Step], a: Tensor) -> None:
+    check_finite(a)
     first = next((s for s in steps if s.weight is not None), None)
     if first is None or not isinstance(first.module, nn.Conv2d | nn.Linear):
         return

@@ -84,13 +84,13 @@ def lattices(count: int, patch: int, stride: int) -> Iterator[range]:
         yield range(offset, count, step)
 
 
-def cut(image: Tensor, rows: Span, cols: Span, outside: float = 0.0) -> Tensor:
+def cut(image: Tensor, rows: Span, cols: Span) -> Tensor:
     """Windows of an image, (patches, channels, rows.size, cols.size), from (channels, H, W)."""
     height, width = image.shape[-2:]
     top, left = max(0, -min(rows.starts)), max(0, -min(cols.starts))
     bottom = max(0, max(rows.starts) + rows.size - height)
     right = max(0, max(cols.starts) + cols.size - width)
-    image = F.pad(image.permute(1, 2, 0), (0, 0, left, right, top, bottom), value=outside)
+    image = F.pad(image.permute(1, 2, 0), (0, 0, left, right, top, bottom))
     row, col = (
         torch.tensor(s.starts, device=image.device)[:, None]
         + torch.arange(s.size, device=image.device)
@@ -98,9 +98,8 @@ def cut(image: Tensor, rows: Span, cols: Span, outside: float = 0.0) -> Tensor:
         for s, shift in ((rows, top), (cols, left))
     )
     windows = image[row[:, None, :, None], col[None, :, None, :]]  # (i, j, rows, cols, C)
-    return windows.flatten(0, 1).permute(
-        0, 3, 1, 2
-    )  # channels last in memory: convolutions like it
+    # Channels stay last in memory: convolutions like it.
+    return windows.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def place(windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]) -> Tensor:

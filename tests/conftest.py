@@ -6,16 +6,30 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 BUILD = [sys.executable, str(ROOT / "tools" / "build_book.py")]
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+# Chromium without a window, and without its own calls to the network.
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 # Properties are checked with the same examples on every machine that is not a developer's.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -97,3 +111,11 @@ def chromium() -> str:
     if not found:
         missing("browser tests need Chromium: apt-get install chromium")
     return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()

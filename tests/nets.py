@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import zennit.composites
+import zennit.rules
 from torch import Tensor, nn
 
 
@@ -118,3 +120,16 @@ def unfactored(model: nn.Sequential, x: Tensor, x2: Tensor, gamma: float) -> Ten
                     new += message / (z[k] * z2[k2]) * relevance[k, k2]
         relevance = new
     return relevance
+
+
+def zennit_lrp(model, x, relevance, first, others):
+    """LRP of zennit: `first` for layer one, `others` for the rest; max-pooling by its gradient."""
+    named = list(model.named_modules())
+    layers = [name for name, m in named if isinstance(m, nn.Linear | nn.Conv2d)]
+    rules = [(name, first() if name == layers[0] else others()) for name in layers]
+    rules += [(name, zennit.rules.Pass()) for name, m in named if isinstance(m, nn.ReLU)]
+    composite = zennit.composites.NameMapComposite([([name], rule) for name, rule in rules])
+    x = x.clone().requires_grad_()
+    with composite.context(model) as modified:
+        (gradient,) = torch.autograd.grad(modified(x), x, relevance)
+    return gradient

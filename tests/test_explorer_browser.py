@@ -16,24 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from bilrp.explorer import Explorer
 from tests.conftest import ROOT, missing
-from tests.test_browser import FLAGS, PHONE, SHOTS, WIDE, Visit
+from tests.test_browser import PHONE, SHOTS, WIDE, Visit
 from tests.test_explorer import drawing, made_up
 
 pytestmark = pytest.mark.browser
 
 SIDE = 8  # patches, of 8 x 8 pixels
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import zennit.canonizers
-import zennit.composites
 import zennit.rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,19 +109,6 @@ ZENNIT = {
 }
 
 
-def zennit_lrp(model, x, relevance, first, others):
-    """LRP of zennit: `first` for layer one, `others` for the rest; max-pooling by its gradient."""
-    named = list(model.named_modules())
-    layers = [name for name, m in named if isinstance(m, nn.Linear | nn.Conv2d)]
-    rules = [(name, first() if name == layers[0] else others()) for name in layers]
-    rules += [(name, zennit.rules.Pass()) for name, m in named if isinstance(m, nn.ReLU)]
-    composite = zennit.composites.NameMapComposite([([name], rule) for name, rule in rules])
-    x = x.clone().requires_grad_()
-    with composite.context(model) as modified:
-        (gradient,) = torch.autograd.grad(modified(x), x, relevance)
-    return gradient
-
-
 @pytest.mark.parametrize("name", ZENNIT)
 @pytest.mark.parametrize("zb", [False, True])
 def test_agrees_with_zennit_on_a_small_vgg(name, zb):
@@ -132,7 +117,7 @@ def test_agrees_with_zennit_on_a_small_vgg(name, zb):
     low, high = torch.zeros(1, 3, 1, 1).double(), torch.ones(1, 3, 1, 1).double()
     first = (lambda: zennit.rules.ZBox(low, high, stabilizer=1e-12)) if zb else peer
     features = model(x).detach()
-    expected = zennit_lrp(model, x, features, first, peer)
+    expected = nets.zennit_lrp(model, x, features, first, peer)
     rules = {1: bilrp.ZB(LOW, HIGH) if zb else rule, range(2, 99): rule}
     torch.testing.assert_close(bilrp.lrp(model, x, rules), expected, rtol=1e-5, atol=1e-9)
 

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 import torchvision
-import zennit.composites
 import zennit.rules
 from torch import nn
 
 import bilrp
 from bilrp import data, metrics, ownership
+from tests import nets
 
 pytestmark = pytest.mark.weights
 RULES = bilrp.vgg16_rules()
@@ -130,14 +130,8 @@ def test_each_block_agrees_with_zennit(block, first, pair):
     a = full[: block[0]](pair[0].double()[None])[:, :, :32, :32]
     model = full[block[0] : block[1]]
     relevance = model(a)
-    names = [n for n, m in model.named_children() if isinstance(m, nn.Conv2d)]
-    hooks = [([n], rules[first if n == names[0] else others][1].copy()) for n in names]
-    hooks += [
-        ([n], zennit.rules.Pass()) for n, m in model.named_children() if isinstance(m, nn.ReLU)
-    ]
-    x = a.clone().requires_grad_()
-    with zennit.composites.NameMapComposite(hooks).context(model) as modified:
-        (expected,) = torch.autograd.grad(modified(x), x, relevance)
+    below, above = (lambda: rules[first][1].copy()), (lambda: rules[others][1].copy())
+    expected = nets.zennit_lrp(model, a, relevance, below, above)
     ours = bilrp.lrp(model, a, {1: rules[first][0], range(2, 99): rules[others][0]})
     error = float((ours - expected).abs().max() / expected.abs().max())
     assert error < 1e-5
