@@ -10,7 +10,7 @@ depend on one input alone:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from bilrp.ownership import (
     Groups,
     Patches,
+    parts_of_features,
     pull_projected,
-    push_owners,
     random_projection,
 )
 from bilrp.rules import Rules
-from bilrp.trace import Trace
+from bilrp.trace import Trace, check_finite
+from bilrp.transforms import MaxOverTransforms
 from bilrp.windows import Span, place, product_of_windows, sum_of_windows
 
 if TYPE_CHECKING:
@@ -231,7 +232,8 @@ def explain(
     Parameters
     ----------
     model : nn.Module
-        `nn.Sequential` of supported layers; evaluated as in eval mode and left as it is.
+        `nn.Sequential` of supported layers, or `bilrp.MaxOverTransforms` of one; evaluated as in
+        eval mode and left as it is.
     x, x2 : Tensor (C, H, W) or (1, C, H, W); (d,) or (1, d); or Factor
         The two network inputs, or their factors from `bilrp.factor`.
     rules : Rule or mapping from layer numbers (from 1) or ranges to rules
@@ -277,6 +279,8 @@ def explain(
     )
     if rules is None and not (isinstance(x, Factor) and isinstance(x2, Factor)):
         raise ValueError("explain needs rules, for example bilrp.Gamma(0.1) or bilrp.vgg16_rules()")
+    if isinstance(model, MaxOverTransforms):
+        return _explain_best_views(model, x, x2, rules, chunk=chunk, **options)
     first, second = (
         v if isinstance(v, Factor) else factor(model, v, rules, chunk=chunk, **options)
         for v in (x, x2)
@@ -312,7 +316,7 @@ def factor(
     trace = Trace(model, batch, rules, dtype, device)
     features = trace.features[0].flatten()
     if project is None:
-        values, absorbed, spans = push_owners(trace, owners, chunk)
+        values, absorbed, spans = parts_of_features(trace, owners, chunk)
     else:
         projection = random_projection(project, len(features), seed).to(features)
         values, absorbed = pull_projected(trace, owners, projection, chunk)
@@ -326,6 +330,35 @@ def factor(
         feature_shape=tuple(trace.features.shape[1:]) if project is None else (project,),
         spans=spans,
     )
+
+
+def _explain_best_views(
+    model: MaxOverTransforms,
+    x: Tensor | Factor,
+    x2: Tensor | Factor,
+    rules: Rules,
+    groups: int | Tensor | None,
+    device: torch.device | str | None,
+    **options,
+) -> Explanation:
+    """Explain the most similar views of two images, in the patches of the images as given."""
+    if isinstance(x, Factor) or isinstance(x2, Factor) or groups is not None:
+        raise ValueError(
+            "with MaxOverTransforms give both images themselves (which views are best depends on "
+            "both) and `patch`, not factors or groups"
+        )
+    place = device or next((p.device for p in model.parameters()), x.device)
+    x, x2 = (one_input(v).to(place) for v in (x, x2))
+    for v in (x, x2):
+        check_finite(v)
+    views = model.best(x, x2)
+    factors = [
+        factor(model.model, view.of(v), rules, device=place, **options)
+        for view, v in zip(views, (x, x2), strict=True)
+    ]
+    e = factors[0].explain(factors[1])
+    relevance = views[0].undo(e.relevance, (0, 1))
+    return replace(e, relevance=views[1].undo(relevance, (2, 3)))
 
 
 def one_input(x: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -126,3 +129,144 @@ def share_on(relevance: Tensor, pairs: Tensor) -> float:
     if total == 0:
         raise ValueError("no relevance is positive")
     return float(positive[pairs].sum()) / total
+
+
+def invariance(features: Tensor, clip: Tensor, frame: Tensor, radius: int = 5) -> float:
+    """How much more similar frames are that are near in time: Inv = <y>_local / <y>_global.
+
+    Local pairs are those of one clip at most `radius` frames apart (a frame with itself
+    included), global pairs are all.
+
+    Parameters
+    ----------
+    features : Tensor (N, D)
+        phi(x) of each frame; y(x, x') is the dot product.
+    clip, frame : Tensor (N,) of int
+        Which clip each frame is from, and its number in it.
+    radius : int
+        Greatest distance in frames.
+
+    Returns
+    -------
+    float
+        1 for features that do not tell clips apart; no unit.
+
+    Raises
+    ------
+    ValueError
+        For other shapes, values that are not finite, a clip with a single frame, no local pair of
+        two different frames, or a mean similarity over all pairs that is not positive.
+
+    Source
+    ------
+    Eberle et al. (2022), Eq. (7).
+    """
+    clip, frame = torch.as_tensor(clip), torch.as_tensor(frame)
+    n = len(features)
+    if features.dim() != 2 or clip.shape != (n,) or frame.shape != (n,) or n < 2:
+        raise ValueError(
+            "invariance needs features (N, D), clip (N,) and frame (N,) with N >= 2; got "
+            f"{tuple(features.shape)}, {tuple(clip.shape)} and {tuple(frame.shape)}"
+        )
+    if radius < 1:
+        raise ValueError(f"radius must be at least 1 frame, got {radius}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    which, count = clip.unique(return_counts=True)
+    if int(count.min()) < 2:
+        raise ValueError(
+            f"clip {which[count.argmin()].item()} has a single frame, so nothing in it can be "
+            "compared; leave it out or give more frames"
+        )
+    near = (clip[:, None] == clip) & ((frame[:, None] - frame).abs() <= radius)
+    if int(near.sum()) <= n:
+        raise ValueError(
+            f"no two frames of a clip are within radius={radius}; frames are numbered "
+            f"{frame.unique()[:4].tolist()}, ...: give a larger radius or frames closer in time"
+        )
+    y = features.double() @ features.double().T
+    everywhere = float(y.mean())
+    if everywhere <= 0:
+        raise ValueError(f"the mean similarity must be positive, got {everywhere:.4g}")
+    return float(y[near.to(y.device)].mean()) / everywhere
+
+
+def svm_accuracy(
+    features: Tensor,
+    labels: Tensor,
+    train: Tensor,
+    C: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
+    folds: int = 4,
+) -> float:
+    """Test accuracy of a linear support vector machine on given features.
+
+    It needs the features' dot products only, so their number D may be large. They are divided by
+    the mean squared length of the training features, which gives C the same meaning for every
+    layer of a network. C is chosen by cross-validation on the training set.
+
+    Parameters
+    ----------
+    features : Tensor (N, D)
+    labels : Tensor (N,) of int
+    train : Tensor (N,) of bool
+        Which examples to train on; the others are for the test.
+    C : sequence of float
+        Values to choose from.
+    folds : int
+        Of the cross-validation: stratified, or where a class has fewer members, plain.
+
+    Returns
+    -------
+    float
+        Share of the test examples that are classified correctly, 0..1.
+
+    Raises
+    ------
+    ValueError
+        For labels or a mask of another length, values that are not finite, an empty training or
+        test set, a single class to train on, or fewer training examples than folds.
+
+    Source
+    ------
+    Eberle et al. (2022), Section 5.1, Table 1.
+    """
+    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+    from sklearn.svm import SVC
+
+    labels, train = torch.as_tensor(labels), torch.as_tensor(train)
+    n = len(features)
+    if features.dim() != 2 or labels.shape != (n,) or train.shape != (n,):
+        raise ValueError(
+            "svm_accuracy needs features (N, D), labels (N,) and train (N,); got "
+            f"{tuple(features.shape)}, {tuple(labels.shape)} and {tuple(train.shape)}"
+        )
+    if train.dtype != torch.bool:
+        raise ValueError(f"train must be a mask of bool, got {train.dtype}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    if len(C) == 0 or min(C) <= 0:
+        raise ValueError(f"C must be positive numbers to choose from, got {C!r}")
+    count = labels[train].unique(return_counts=True)[1]
+    if not folds >= 2 or int(train.sum()) < folds or bool(train.all()):
+        raise ValueError(
+            f"{int(train.sum())} of {n} examples are for training, with folds={folds}: at least "
+            "two folds, as many training examples as folds, and one test example are needed"
+        )
+    if len(count) < 2:
+        raise ValueError(f"the training set holds {len(count)} class; at least 2 are needed")
+    train = train.to(features.device)
+    f = features.double()
+    f = f / f[train].square().sum(1).mean().sqrt().clamp(min=1e-300)
+    gram, known = (f @ f[train].T).cpu().numpy(), train.cpu().numpy()
+    splitter = StratifiedKFold if int(count.min()) >= folds else KFold
+    search = GridSearchCV(
+        SVC(kernel="precomputed"),
+        {"C": list(C)},
+        cv=splitter(folds, shuffle=True, random_state=0),
+    )
+    labels = labels.cpu().numpy()
+    with warnings.catch_warnings():
+        # Many classes with few examples each are what identification is about.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        search.fit(gram[known], labels[known])
+    return float(search.score(gram[~known], labels[~known]))

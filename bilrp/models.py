@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from bilrp.rules import ZB, Gamma, Rule
+from bilrp.trace import check_finite
 
 # torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -74,6 +78,62 @@ def vgg16(layer: int = 31) -> nn.Sequential:
         features = torchvision.models.vgg16(weights=None).features
     features.load_state_dict(vgg16_state(), strict=True, assign=True)
     return features[:layer].eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def vgg16_features(
+    x: Tensor, layers: Sequence[int] = (5, 10, 17, 24, 31), batch: int = 32
+) -> dict[int, Tensor]:
+    """Features of many images at several layers of VGG-16, in one pass.
+
+    Parameters
+    ----------
+    x : Tensor (N, 3, H, W)
+        As the network takes them: `bilrp.normalize` of pixels in [0, 1].
+    layers : sequence of int
+        Counted from 1 as in the paper; default: the five max-poolings.
+    batch : int
+        Images computed at once.
+
+    Returns
+    -------
+    dict of int to Tensor (N, D)
+        The features of each layer, flattened, in float32 and on the device of x.
+
+    Raises
+    ------
+    ValueError
+        If x is not (N, 3, H, W) with N >= 1, holds NaN, is too small for the highest layer, or a
+        layer is not in 1..31.
+    bilrp.data.DataError
+        If the weights are neither here nor to be had.
+
+    Source
+    ------
+    Eberle et al. (2022), Section 5.1.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or len(x) == 0 or not x.is_floating_point():
+        raise ValueError(f"x must be (N, 3, H, W), floating-point; got {x.dtype} {tuple(x.shape)}")
+    if len(layers) == 0 or not all(isinstance(k, int) and 1 <= k <= 31 for k in layers):
+        raise ValueError(f"layers must be whole numbers from 1 to 31, got {layers!r}")
+    check_finite(x)
+    smallest = 2 ** sum(pool <= max(layers) for pool in (5, 10, 17, 24, 31))
+    if min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"layer {max(layers)} needs images of at least {smallest} x {smallest} pixels, "
+            f"got {x.shape[2]} x {x.shape[3]}"
+        )
+    model = vgg16(max(layers)).to(x.device)
+    found: dict[int, list[Tensor]] = {k: [] for k in layers}
+    with tqdm(total=len(x), desc="VGG-16", unit="image") as progress:
+        for a in x.float().split(batch):
+            for number, layer in enumerate(model, start=1):
+                a = layer(a)
+                if number in found:
+                    # a copy: the ReLU of the next layer works in place
+                    found[number].append(a.flatten(1).clone())
+            progress.update(len(a))
+    return {k: torch.cat(parts) for k, parts in found.items()}
 
 
 def vgg16_rules() -> dict[int | range, Rule]:

@@ -79,13 +79,14 @@ class Patches(Groups):
         return summed.sum((2, 4)).flatten(1).T
 
 
-def push_owners(
+def parts_of_features(
     trace: Trace, owners: Groups, chunk: int | None = None
 ) -> tuple[Tensor, Tensor, tuple[Span, Span] | None]:
-    """The parts a_k u_k of the features by owner: exact, `chunk` patches or groups at a time.
+    """The parts a_k u_k of the features by owner: exact, `chunk` owners or features at a time.
 
-    Early layers run on windows, the receptive cones of the patches; the others on whole maps. The
-    biases are owners too and travel with the first patches.
+    Owners are pushed forward: early layers run on windows, the receptive cones of the patches, the
+    others on whole maps; the biases are owners too and travel with the first patches. Where the
+    features are few, each is pulled back instead, which gives the same numbers.
 
     Returns
     -------
@@ -97,6 +98,9 @@ def push_owners(
         Where the windows lie.
     """
     windows = _windows(trace, owners)
+    if cheaper_to_pull(trace, owners, windows):
+        each = torch.eye(trace.features[0].numel()).to(trace.features)
+        return *pull_projected(trace, owners, each, chunk), None
     chunk = chunk or _chunk_that_fits(trace, windows)
     return _with_smaller_chunks(lambda n: _pushed(trace, owners, len(windows), n), trace, chunk)
 
@@ -161,6 +165,25 @@ def pull_projected(
 
     memory = PULLED_ON_A_CPU if trace.input.device.type == "cpu" else WORKING_MEMORY
     return _with_smaller_chunks(pulled, trace, chunk or _chunk_that_fits(trace, [], memory))
+
+
+def cheaper_to_pull(trace: Trace, owners: Groups, windows: list[int]) -> bool:
+    """Whether pulling every feature back takes fewer multiplications than pushing every owner."""
+    count, features = math.prod(owners.grid), trace.features[0].numel()
+    if features >= count:
+        return False
+    pull = push = 0.0
+    for i, m in enumerate(trace.maps):
+        size = m.output[0].numel()
+        whole = size if m.step.weight is None else m.step.weight[0].numel() * size
+        pull += features * whole
+        if i < len(windows):
+            push += count * whole * windows[i] / size
+        elif isinstance(m, Convolution):
+            push += min(count * whole, m.alive_cost(count))
+        else:
+            push += count * whole
+    return pull < push
 
 
 def random_projection(dimensions: int, features: int, seed: int) -> Tensor:

@@ -70,7 +70,8 @@ def builder_of(step: Step):
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is nn.Sequential:
+    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    if plain and type(module) not in _BUILDERS:
         for child_name, child in module.named_children():
             yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
     else:

@@ -11,6 +11,7 @@ from torch import nn
 import bilrp
 from bilrp import ownership
 from bilrp.alive import Alive, push_alive
+from bilrp.trace import Trace
 from tests import nets
 
 GAMMA = bilrp.Gamma(0.25)
@@ -91,6 +92,7 @@ def test_windows_whole_maps_and_single_features_agree(rules, size, patch, layer,
             windowed.append(self.step.number) or f(self, u, *spans)
         ),
     )
+    monkeypatch.setattr(ownership, "cheaper_to_pull", lambda *_: False)
     e = bilrp.explain(model, x, x2, rules, patch=patch)
     assert windowed, "the first layers are expected to run on windows"
     monkeypatch.setattr(ownership, "_windows", lambda trace, owners: [])
@@ -98,6 +100,31 @@ def test_windows_whole_maps_and_single_features_agree(rules, size, patch, layer,
     torch.testing.assert_close(e.relevance, whole.relevance)
     torch.testing.assert_close(e.ledger, whole.ledger)
     torch.testing.assert_close(e.relevance, by_pulling(model, x, x2, rules, patch))
+
+
+@pytest.mark.parametrize("rules", [PIXELS, bilrp.Epsilon(0.1)])
+def test_few_features_are_pulled_and_give_the_same_numbers(rules, monkeypatch):
+    class Pooled(nn.Sequential):
+        """A Sequential under another name is opened, too."""
+
+    model = Pooled(nets.cnn(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, x2, results = nets.image(5), nets.image(6), []
+    pull, pulled = Trace.pull, []
+    monkeypatch.setattr(Trace, "pull", lambda self, r: pulled.append(len(r)) or pull(self, r))
+    for cheaper in (True, False):
+        monkeypatch.setattr(ownership, "cheaper_to_pull", lambda *_, c=cheaper: c)
+        results.append(bilrp.explain(model, x, x2, rules, patch=2, chunk=3))
+        assert bool(pulled) == cheaper
+        pulled.clear()
+    torch.testing.assert_close(results[0].relevance, results[1].relevance)
+    torch.testing.assert_close(results[0].ledger, results[1].ledger)
+    assert results[0].owners == results[1].owners
+    monkeypatch.undo()
+    trace = Trace(model, x[None], rules)
+    for patch, cheaper in ((1, True), (16, False)):
+        owners = ownership.Patches(x[None], patch)
+        windows = ownership._windows(trace, owners)
+        assert ownership.cheaper_to_pull(trace, owners, windows) == cheaper
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 16, 1000])

@@ -1,0 +1,108 @@
+"""A similarity that looks at its two images from all sides, and keeps the best view."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class View(NamedTuple):
+    """One of the 8 flips and rotations of a square: mirrored or not, then turned."""
+
+    mirrored: bool
+    turns: int  # quarter turns, counter-clockwise
+
+    def __str__(self) -> str:
+        words = [*(["mirrored"] if self.mirrored else [])]
+        words += [f"turned {90 * self.turns}°"] if self.turns else []
+        return ", ".join(words) or "as it is"
+
+    def of(self, image: Tensor, axes: tuple[int, int] = (-2, -1)) -> Tensor:
+        """The image (..., H, W), or any grid along two axes, in this view."""
+        image = image.flip(axes[1]) if self.mirrored else image
+        return torch.rot90(image, self.turns, axes)
+
+    def undo(self, image: Tensor, axes: tuple[int, int] = (-2, -1)) -> Tensor:
+        """The image that looks like this in this view."""
+        image = torch.rot90(image, -self.turns, axes)
+        return image.flip(axes[1]) if self.mirrored else image
+
+
+VIEWS = tuple(View(mirrored, turns) for mirrored in (False, True) for turns in range(4))
+
+
+class MaxOverTransforms(nn.Module):
+    """Similarity over all views: y(x, x') = max <phi(t(x)), phi(t'(x'))> over t and t'.
+
+    The 8 flips and rotations t of each square image give 64 pairs. `bilrp.explain` explains the
+    best of them, and tells it in the patches of the images as they were given.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The features phi, such as `bilrp.vgg16()`; used as it is.
+
+    Source
+    ------
+    Eberle et al. (2022), Section 6.1.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, x2: Tensor) -> Tensor:
+        """Similarities of pairs of images.
+
+        Parameters
+        ----------
+        x, x2 : Tensor (N, C, H, H) or (C, H, H)
+            As the model takes them.
+
+        Returns
+        -------
+        Tensor (N,) or ()
+
+        Raises
+        ------
+        ValueError
+            For images that are not square, or another number of them on the other side.
+        """
+        if x.dim() != x2.dim() or (x.dim() == 4 and len(x) != len(x2)):
+            raise ValueError(f"give as many x as x2, got {tuple(x.shape)} and {tuple(x2.shape)}")
+        if x.dim() == 3:
+            return self(x[None], x2[None])[0]
+        return self._all(x, x2).flatten(1).amax(1)
+
+    @torch.no_grad()
+    def best(self, x: Tensor, x2: Tensor) -> tuple[View, View]:
+        """The views of two images, (C, H, H) or (1, C, H, H), that are most similar.
+
+        Turning both images alike changes the similarity only a little, so several pairs of views
+        can be nearly the same; of equal ones the first is taken.
+
+        Raises
+        ------
+        ValueError
+            For images that are not square, or more than one on a side.
+        """
+        x, x2 = (v[None] if v.dim() == 3 else v for v in (x, x2))
+        if len(x) != 1 or len(x2) != 1:
+            raise ValueError(f"give one image a side, got {tuple(x.shape)} and {tuple(x2.shape)}")
+        first, second = divmod(int(self._all(x, x2).argmax()), len(VIEWS))
+        return VIEWS[first], VIEWS[second]
+
+    def _all(self, x: Tensor, x2: Tensor) -> Tensor:
+        """Similarities of all views, (N, 8, 8)."""
+        return self._features(x) @ self._features(x2).transpose(1, 2)
+
+    def _features(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[2] != x.shape[3]:
+            raise ValueError(
+                "MaxOverTransforms turns images by 90 degrees, so they must be square, "
+                f"(N, C, H, H) or (C, H, H); got {tuple(x.shape)}. Crop or pad them."
+            )
+        views = torch.stack([view.of(x) for view in VIEWS], 1)
+        return self.model(views.flatten(0, 1)).flatten(1).unflatten(0, (len(x), len(VIEWS)))
