@@ -50,7 +50,7 @@ const CSS = `
 // is the one pointed at, which ARIA allows; it is also the frame that is seen.
 const PICTURE = `<div class="pic" role="grid" tabindex="0">
   <img class="dark-light" alt="" draggable="false"><canvas></canvas>
-  <div role="row"><div class="patch" role="gridcell" hidden></div></div></div>`;
+  <div><div class="patch" role="gridcell" hidden></div></div></div>`;
 const options = (...names) => names.map((name) => `<option>${name}</option>`).join("");
 const TEMPLATE = `<style>${CSS}</style>
 <div class="stage">${PICTURE}${PICTURE}<svg class="arcs" aria-hidden="true"></svg></div>
@@ -200,19 +200,18 @@ function mount(root, data, ask) {
     }
     context.putImageData(image, 0, 0);
   }
-
   /** The middle of a patch on the stage, in pixels. */
   function middle(side, patch) {
     const { rows, columns } = size[side], pic = pics[side];
     return [pic.offsetLeft + (((patch % columns) + 0.5) * pic.offsetWidth) / columns,
       pic.offsetTop + ((Math.floor(patch / columns) + 0.5) * pic.offsetHeight) / rows];
   }
-
   function drawArcs(list) {
     const stacked = Math.abs(pics[0].offsetTop - pics[1].offsetTop) > pics[0].offsetHeight / 2;
     svg.innerHTML = list.map(([i, j, v]) => { // numbers only
       const [ax, ay] = middle(0, i), [bx, by] = middle(1, j);
-      const mx = (ax + bx) / 2, my = (ay + by) / 2, weight = Math.sqrt(Math.abs(v) / strongest);
+      const mx = (ax + bx) / 2, my = (ay + by) / 2; // below: among all pairs, the weak keep quiet
+      const weight = (Math.abs(v) / strongest) ** (at ? 0.5 : 1);
       const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
         : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
       return `<path class="${v > 0 ? "pos" : "neg"}" d="M${ax},${ay}Q${bend} ${bx},${by}"
@@ -225,6 +224,7 @@ function mount(root, data, ask) {
     const frame = pics[side].querySelector(".patch"), here = at?.side === side;
     const patch = at && (here ? at.patch : pair), { rows, columns } = size[side];
     frame.hidden = patch === null;
+    frame.parentElement.role = frame.hidden ? null : "row"; // a row without a cell is none
     if (frame.hidden) return pics[side].removeAttribute("aria-activedescendant");
     const row = Math.floor(patch / columns), column = patch % columns;
     const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];

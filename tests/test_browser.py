@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.conftest import ROOT, toc_pages
@@ -114,6 +115,24 @@ def test_page_is_whole(name: str, html: Path, visit: Visit) -> None:
         file = SHOTS / f"{name.replace('/', '_')}_{label}.png"
         page.screenshot(path=str(file), full_page=True)
     assert not visit.wrong, "\n".join(visit.wrong)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", toc_pages())
+def test_page_is_accessible(name: str, theme: str, html: Path, visit: Visit) -> None:
+    """axe-core finds nothing serious: names, roles, contrast, order of headings."""
+    page = visit.open(html / f"{name}.html")
+    page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+    visit.settle()
+    page.wait_for_timeout(300)  # colours fade over to the theme's
+    found = Axe().run(page).response
+    assert found["passes"], "axe looked at nothing"
+    serious = [
+        f"{v['id']}: {v['help']}: {[node['target'] for node in v['nodes'][:3]]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert not serious, "\n".join(serious)
 
 
 def test_some_page_has_formulas_and_pictures(html: Path, visit: Visit) -> None:

@@ -4,6 +4,7 @@
 - Below a chapter stands how long its cells ran.
 - Saved widget state is left out: it is kilobytes that no page of this book uses, since each widget
   brings its own HTML.
+- The bibliography gets no ARIA roles that contradict its elements.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+# Roles that docutils gives to a bibliography, and that screen readers are told not to expect there.
+ROLES = (' role="list"', ' role="doc-biblioentry"')
 STATE = "application/vnd.jupyter.widget-state+json"
 
 
@@ -24,6 +27,8 @@ def add_to_page(app: Sphinx, page: str, _template: str, context: dict[str, Any],
         return
     if (Path(app.srcdir) / f"{page}.ipynb").exists():
         context["ipynb_source"] = f"{page}.ipynb"
+    for role in ROLES:
+        context["body"] = context["body"].replace(role, "")
     ran = getattr(app.env, "nb_metadata", {}).get(page, {}).get("exec_data")
     if ran and ran.get("runtime"):
         context["body"] += (
