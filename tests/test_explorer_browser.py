@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import jupytext
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -454,29 +456,51 @@ def test_28_x_28_patches_answer_at_once(show):
 
 # With a kernel
 
-CELL = """\
-import bilrp
-from tests import nets
+SLIDER = """\
+def draw(power):
+    fig, ax = plt.subplots(figsize=(2, 1))
+    ax.plot([0, 1], [0, power])
+    drawn.append(power)
+    return fig
 
-model = nets.cnn().requires_grad_(False)
-x, x2 = nets.image(1, 32, 32), nets.image(2, 32, 32)
+drawn = []
+bilrp.interact_frames(
+    draw, lambda power: f"power {power}, drawn {len(drawn)} times", power=[1, 2, 3]
+)"""
 
-def similarity(a, b):
-    return float((model(a[None]) * model(b[None])).sum())
 
-e = bilrp.explain(model, x, x2, bilrp.Gamma(0.1), patch=8)
-explorer = e.explore(x, x2, similarity)
-"""
+def first_cells() -> str:
+    """Chapter 06 from its imports to its explorer, as one cell."""
+    code = []
+    for cell in jupytext.read(ROOT / "chapters" / "06_vgg16.md").cells:
+        if cell.cell_type == "code":
+            code.append(cell.source)
+            if ".explore(" in cell.source:
+                return "\n\n".join(code)
+    raise AssertionError("chapter 06 has no explorer")
+
+
+def run(code: str) -> tuple[dict, Explorer]:
+    """The names that a cell leaves, and its last value."""
+    tree = ast.parse(code.replace("plot.book_style()", ""))  # that is for notebooks
+    names: dict = {}
+    last = tree.body.pop()
+    assert isinstance(last, ast.Expr)
+    exec(compile(tree, "cell", "exec"), names)
+    return names, eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of a JupyterLab, on this machine only, with one notebook."""
+    """The address of a JupyterLab, on this machine only, with a notebook of two cells."""
     if not find_spec("anywidget") or not find_spec("jupyterlab"):
         missing("the explorer's live test needs anywidget and jupyterlab: see requirements.txt")
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     notebook = {
-        "cells": [{**cell, "id": "one", "source": CELL + "explorer"}],
+        "cells": [
+            {**cell, "id": "one", "source": first_cells()},
+            {**cell, "id": "two", "source": SLIDER},
+        ],
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
         "nbformat": 4,
         "nbformat_minor": 5,
@@ -515,42 +539,59 @@ def lab(tmp_path: Path) -> Iterator[str]:
         server.wait(30)
 
 
-def test_in_jupyterlab_the_kernel_tells_the_true_change(browser: Browser, lab: str) -> None:
-    space: dict = {}
-    exec(CELL, space)
-    e, ex = space["e"], space["explorer"]
+@pytest.mark.weights
+def test_in_jupyterlab_the_kernel_answers(browser: Browser, lab: str) -> None:
+    """The true change of a cover-up in chapter 06, and a figure that is drawn anew."""
+    names, ex = run(first_cells())
+    e = names["e"]
     y = e.similarity
 
-    context = browser.new_context(viewport=WIDE)
-    context.set_default_timeout(60_000)
+    context = browser.new_context(viewport={"width": 1400, "height": 1600})
+    context.set_default_timeout(90_000)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{lab}/lab/tree/live.ipynb")
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").click()
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
     page.keyboard.press("Control+Enter")
     line = page.locator(".numbers")
-    expect(line).to_contain_text("y =", timeout=60_000)
+    expect(line).to_contain_text("y =", timeout=90_000)
     assert page.locator(".bilrp-explorer").count() == 1  # the widget, and not the page's HTML, too
 
-    page.mouse.move(*spot(page, 0, 1, 2, grid=4))
-    expect(line).to_contain_text("First picture, row 2, column 3")
-    assert numbers(line)[0] == near(float(e.relevance[1, 2].sum()) / y)
-    page.mouse.click(*spot(page, 1, 3, 0, grid=4))
+    nose = (11, 11)
+    page.mouse.move(*spot(page, 0, *nose, grid=16))
+    expect(line).to_contain_text("Tabby, row 12, column 12")
+    assert numbers(line)[0] == near(float(e.relevance[nose].sum()) / y)
+    page.mouse.click(*spot(page, 1, 3, 0, grid=16))
     page.keyboard.press("ArrowUp")  # not a key of the notebook, here
-    expect(line).to_contain_text("Second picture, row 3, column 1")
+    expect(line).to_contain_text("Ginger cat, row 3, column 1")
 
     page.get_by_role("checkbox", name="Cover").check()
-    page.mouse.click(*spot(page, 0, 1, 2, grid=4))
+    page.mouse.click(*spot(page, 0, *nose, grid=16))
     expect(page.locator(".predicted")).to_contain_text("1 patch covered")
-    assert numbers(page.locator(".predicted")) == [near(ex.predicted_change([(1, 2)]) / y)]
+    assert numbers(page.locator(".predicted")) == [near(ex.predicted_change([nose]) / y)]
     page.get_by_role("button", name="True change").click()
     expect(page.locator(".true")).to_contain_text("true change", timeout=30_000)
-    assert numbers(page.locator(".true")) == [near(ex.true_change([(1, 2)]) / y)]
+    true = ex.true_change([nose])
+    assert abs(true / y) > 0.02, "a change too small to tell from none"
+    assert numbers(page.locator(".true")) == [near(true / y)]
+    covered = names["tabby"].clone()
+    rows, columns = (slice(8 * k, 8 * k + 8) for k in nose)
+    covered[:, rows, columns] = names["tabby"].mean((1, 2))[:, None, None]
+    directly = names["similarity"](covered, names["chelsea"]) - y
+    assert true == pytest.approx(directly, abs=1e-3 * y)
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(SHOTS / "explorer_live.png"))
-    page.mouse.click(*spot(page, 0, 1, 1, grid=4))
+    page.mouse.click(*spot(page, 0, 1, 1, grid=16))
     expect(page.locator(".true")).to_be_empty()  # that was for other patches
+
+    figure = page.locator(".jp-OutputArea img[alt^=power]")
+    expect(figure).to_have_attribute("alt", re.compile("power 1, drawn 4 times"))
+    page.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    expect(figure).to_have_attribute("alt", re.compile("power 2, drawn 5 times"))
+    page.screenshot(path=str(SHOTS / "slider_live.png"))
     context.close()
     assert not wrong, "\n".join(wrong)
