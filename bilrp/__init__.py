@@ -5,6 +5,7 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 """
 
 from bilrp.baselines import curvature, hessian_x_product, saliency
+from bilrp.bigram import BigramNetwork
 from bilrp.explain import Explanation, Factor, explain, factor, lrp
 from bilrp.explorer import Explorer
 from bilrp.frames import interact_frames
@@ -20,6 +21,7 @@ __all__ = [
     "LRP0",
     "VGG16_NAMES",
     "ZB",
+    "BigramNetwork",
     "Epsilon",
     "Explanation",
     "Explorer",

@@ -134,16 +134,16 @@ def interact_frames(
 
     Parameters
     ----------
-    draw : callable (**values) -> matplotlib Figure
-        Draws the figure for one value of each control, always of the same size.
-    alt : str or callable (**values) -> str
-        Describes the figure for readers who do not see it; a string is a template, such as
-        "Heatmap at gamma = {gamma}".
+    draw : callable
+        Takes a value of each control by name and returns a matplotlib Figure, always of one size.
+    alt : str or callable
+        Describes the figure for readers who do not see it: a template, such as
+        "Heatmap at gamma = {gamma}", or a function of the values.
     start : dict, optional
         Values to begin with; default: the first of each.
-    **controls : sequence of numbers or of str
-        What can be chosen: numbers get a slider, strings a menu. An underscore in a name is shown
-        as a space.
+    controls : sequence of numbers or of str
+        By keyword, what can be chosen: numbers get a slider, strings a menu. An underscore in a
+        name is shown as a space.
 
     Returns
     -------

@@ -99,8 +99,7 @@ def parts_of_features(
     """
     windows = _windows(trace, owners)
     if cheaper_to_pull(trace, owners, windows):
-        each = torch.eye(trace.features[0].numel()).to(trace.features)
-        return *pull_projected(trace, owners, each, chunk), None
+        return *_pulled_one_by_one(trace, owners, chunk), None
     chunk = chunk or _chunk_that_fits(trace, windows)
     return _with_smaller_chunks(lambda n: _pushed(trace, owners, len(windows), n), trace, chunk)
 
@@ -167,9 +166,21 @@ def pull_projected(
     return _with_smaller_chunks(pulled, trace, chunk or _chunk_that_fits(trace, [], memory))
 
 
+def _pulled_one_by_one(trace: Trace, owners: Groups, chunk: int | None) -> tuple[Tensor, Tensor]:
+    """Each living feature pulled back alone; the dead have no parts."""
+    features = trace.features[0].flatten()
+    living = features.nonzero()[:, 0]
+    values = features.new_zeros(math.prod(owners.grid), len(features))
+    absorbed = features.new_zeros(len(trace.absorbing), len(features))
+    if len(living):
+        each = torch.eye(len(features)).to(features)[living]
+        values[:, living], absorbed[:, living] = pull_projected(trace, owners, each, chunk)
+    return values, absorbed
+
+
 def cheaper_to_pull(trace: Trace, owners: Groups, windows: list[int]) -> bool:
     """Whether pulling every feature back takes fewer multiplications than pushing every owner."""
-    count, features = math.prod(owners.grid), trace.features[0].numel()
+    count, features = math.prod(owners.grid), int((trace.features != 0).sum())
     if features >= count:
         return False
     pull = push = 0.0

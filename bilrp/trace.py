@@ -217,7 +217,7 @@ def check_finite(x: Tensor) -> None:
 
 def _check_input(steps: list[Step], a: Tensor) -> None:
     check_finite(a)
-    first = next((s for s in steps if s.weight is not None), None)
+    first = steps[0] if steps else None
     if first is None or not isinstance(first.module, nn.Conv2d | nn.Linear):
         return
     if isinstance(first.module, nn.Conv2d):
@@ -227,7 +227,7 @@ def _check_input(steps: list[Step], a: Tensor) -> None:
                 f"the model begins with {first}, so x must be (N, {c}, H, W) or ({c}, H, W); "
                 f"got the shape {tuple(a.shape)} (N added where it was missing)"
             )
-    elif first is steps[0] and (a.dim() != 2 or a.shape[1] != first.module.in_features):
+    elif a.dim() != 2 or a.shape[1] != first.module.in_features:
         d = first.module.in_features
         raise ValueError(
             f"the model begins with {first}, so x must be (N, {d}) or ({d},); "

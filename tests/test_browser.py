@@ -135,6 +135,72 @@ def test_page_is_accessible(name: str, theme: str, html: Path, visit: Visit) -> 
     assert not serious, "\n".join(serious)
 
 
+EXPLORED = ["index", *(page.split("/")[1] for page in toc_pages() if "/0" in page or "/1" in page)]
+EXPLORED = [name for name in EXPLORED if name == "index" or name[:2] >= "05"]
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_pictures_answer_on_the_built_page(name: str, html: Path, visit: Visit) -> None:
+    """Pointing, and a key, change each explorer's numbers and picture; none disturbs another."""
+    page = visit.open(html / "chapters" / f"{name}.html")
+    explorers = page.locator(".bilrp-explorer")
+    assert explorers.count() >= 1
+    for explorer in explorers.all():
+        explorer.scroll_into_view_if_needed()
+        line, picture = explorer.locator(".numbers"), explorer.locator(".pic").first
+        before, still = line.inner_text(), explorer.locator(".stage").screenshot()
+        box = picture.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        pointed = line.inner_text()
+        assert "row" in pointed != before
+        assert explorer.locator(".stage").screenshot() != still
+        page.mouse.move(2, 2)
+        picture.focus()
+        page.keyboard.press("ArrowRight")
+        assert "column" in line.inner_text() not in (before, pointed)
+        page.keyboard.press("Escape")
+        page.evaluate("document.activeElement.blur()")
+    assert not visit.wrong, "\n".join(visit.wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPLORED if name[:2] in ("05", "07", "08")])
+def test_sliders_and_menus_move_the_figure(name: str, html: Path, visit: Visit) -> None:
+    page = visit.open(html / "chapters" / f"{name}.html")
+    figures = page.locator(".bilrp-frames")
+    assert figures.count() >= 1
+    for figure in figures.all():
+        image = figure.locator("img")
+        for control in figure.locator("input, select").all():
+            before = image.get_attribute("src"), image.get_attribute("alt")
+            if control.evaluate("e => e.tagName") == "SELECT":
+                control.select_option(index=1)
+            else:
+                control.focus()
+                page.keyboard.press("End")
+                page.keyboard.press("ArrowLeft")
+            after = image.get_attribute("src"), image.get_attribute("alt")
+            assert all(old != new for old, new in zip(before, after, strict=True))
+            page.wait_for_function(
+                "i => i.complete && i.naturalWidth > 0", arg=image.element_handle()
+            )
+    assert not visit.wrong, "\n".join(visit.wrong)
+
+
+@pytest.mark.parametrize("name", EXPLORED)
+def test_without_scripts_there_are_pictures(name: str, html: Path, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False, offline=True, viewport=WIDE)
+    page = context.new_page()
+    page.goto((html / "chapters" / f"{name}.html").as_uri())
+    stills = page.locator(".bilrp-explorer > img, .bilrp-frames > img")
+    assert stills.count() == page.locator(".bilrp-explorer, .bilrp-frames").count() >= 1
+    for still in stills.all():
+        box = still.bounding_box()
+        assert box["width"] > 200
+        assert len(still.get_attribute("alt")) >= 15
+    assert page.locator(".bilrp-explorer button, .bilrp-frames input").count() == 0
+    context.close()
+
+
 def test_some_page_has_formulas_and_pictures(html: Path, visit: Visit) -> None:
     """The checks above have something to check."""
     formulas = pictures = 0
