@@ -73,7 +73,7 @@ def without_solutions(text: str, label: str | None) -> tuple[str, str | None]:
         if label is not None:
             end = END.search(text)
             if end is None:
-                return "".join(kept), label
+                break
             text, label = text[end.end() :], None
         start = START.search(text)
         kept.append(text if start is None else text[: start.start()])
