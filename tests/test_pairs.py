@@ -13,6 +13,7 @@ import pytest
 import yaml
 from jupytext.compare import compare_notebooks
 
+import bilrp
 from tests.conftest import ROOT, toc_pages
 
 CHAPTERS = ROOT / "chapters"
@@ -93,3 +94,9 @@ def test_ruff(args: list[str]) -> None:
     command = [sys.executable, "-m", "ruff", *args, "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_one_version() -> None:
+    """The package, the citation file and the page on citing agree."""
+    for name in ("CITATION.cff", "chapters/cite.md"):
+        assert bilrp.__version__ in (ROOT / name).read_text(encoding="utf-8"), name
