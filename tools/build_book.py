@@ -65,6 +65,8 @@ def environment() -> dict[str, str]:
     """Cells run the same everywhere: this Python's kernel, no progress bars, no display."""
     env = dict(os.environ)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
+    # where book_extension is, whatever book is built
+    env["PYTHONPATH"] = f"{Path(__file__).parent}{os.pathsep}{env.get('PYTHONPATH', '')}"
     env.update(
         JUPYTER_PREFER_ENV_PATH="1",
         JUPYTER_PLATFORM_DIRS="1",
