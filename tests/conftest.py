@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
@@ -40,7 +41,10 @@ settings.load_profile("ci" if CI else "dev")
 os.environ["TQDM_DISABLE"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+BEHIND: list[subprocess.Popen[bytes]] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first; then those with data, the notebooks, the book, the browser."""
 
     def rank(item: pytest.Item) -> int:
@@ -51,6 +55,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items.sort(key=rank)  # a stable sort: order within a file is kept
+    if {2, 3} <= {rank(item) for item in items} and not config.option.collectonly:
+        _build_behind()
+
+
+def _build_behind() -> None:
+    """Build the book behind the other tests, each with one thread: chapters need both cores seldom.
+
+    Only where text and notebooks agree, since a build would make them agree before it is tested.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    check = [sys.executable, str(ROOT / "tools" / "notebooks.py"), "--check"]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    if subprocess.run(check, check=False, **quiet).returncode == 0:
+        BEHIND.append(subprocess.Popen(BUILD, **quiet))
+
+
+def pytest_unconfigure() -> None:
+    for process in BEHIND:
+        process.terminate()
 
 
 WANTED: set[str] = set()
@@ -92,6 +116,8 @@ def toc_pages() -> list[str]:
 @pytest.fixture(scope="session")
 def built() -> subprocess.CompletedProcess[str]:
     """The book, built (or found up to date) the way `make book` does it."""
+    for process in BEHIND:
+        process.wait()
     return subprocess.run(BUILD, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
