@@ -80,8 +80,8 @@ class MaxOverTransforms(nn.Module):
     def best(self, x: Tensor, x2: Tensor) -> tuple[View, View]:
         """The views of two images, (C, H, H) or (1, C, H, H), that are most similar.
 
-        Turning both images alike changes the similarity only a little, so several pairs of views
-        can be nearly the same; of equal ones the first is taken.
+        Features do not turn with the image, so turning both alike can change the similarity much.
+        Still, different pairs of views can be nearly level; of equal ones the first is taken.
 
         Raises
         ------
