@@ -73,8 +73,8 @@ $(BENCH_READY): requirements-bench.txt $(READY)
 	@touch $@
 
 # Photos, digits and weights: sizes, origins and licences are in data/registry.toml.
-$(DATA): $(READY) data/registry.toml bilrp/data.py bilrp/fetch.py bilrp/registry.py bilrp/weights.py
-	@$(BIN)/python -m bilrp.data
+$(DATA): $(READY) data/registry.toml $(wildcard bilrp/book/*.py)
+	@$(BIN)/python -m bilrp.book.data
 	@mkdir -p $(@D) && touch $@
 
 # The browser tests need Chromium. Without it they are skipped (with CI=true, they fail).

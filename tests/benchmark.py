@@ -26,9 +26,9 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
 import bilrp
-from bilrp.data import cats
-from bilrp.ownership import random_projection
-from bilrp.rules import Rule, rule_for
+from bilrp.book.data import cats
+from bilrp.engine.ownership import random_projection
+from bilrp.engine.rules import Rule, rule_for
 
 PATCH, PAPER_DIMS = 8, 100
 # Bytes that one batch of zennit may take: much as one would write it, and what was fastest here.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bilrp
-from bilrp import ownership
+from bilrp.engine import ownership
 from tests import nets
 
 GAMMA = bilrp.Gamma(0.25)
@@ -171,7 +171,7 @@ def test_memory_that_runs_out_leads_to_smaller_chunks(options, monkeypatch):
         return run
 
     expected = bilrp.explain(nets.cnn(), X, X2, GAMMA, patch=4, **options)
-    convolution = bilrp.layers.Convolution
+    convolution = bilrp.engine.layers.Convolution
     for name in ("push_window", "push", "pull"):
         monkeypatch.setattr(convolution, name, limited(getattr(convolution, name), 4 + 1))
     e = bilrp.explain(nets.cnn(), X, X2, GAMMA, patch=4, **options)

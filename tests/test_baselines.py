@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bilrp
-from bilrp import metrics
+from bilrp.compare import metrics
 from tests import nets
 
 seeds = st.integers(0, 10_000)

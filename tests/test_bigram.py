@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bilrp
-from bilrp import bigram, tables
-from bilrp.bigram import And, BigramNetwork, Ink, Or, SumPool, digit_convolutions
-from bilrp.layers import Step
-from bilrp.trace import Trace, builder_of
+from bilrp.book import tables
+from bilrp.engine.layers import Step
+from bilrp.engine.trace import Trace, builder_of
+from bilrp.models import bigram
+from bilrp.models.bigram import And, BigramNetwork, Ink, Or, SumPool, digit_convolutions
 from tests import nets
 
 seeds = st.integers(0, 10_000)

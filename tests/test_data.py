@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bilrp import data, weights
-from bilrp.registry import DataError, NotAvailable, Package, Registry, UnknownName, WrongHash
+from bilrp.book import data, weights
+from bilrp.book.registry import DataError, NotAvailable, Package, Registry, UnknownName, WrongHash
 
 fetching = importlib.import_module("bilrp.fetch")  # the module, not the function of that name
 
@@ -687,7 +687,7 @@ def test_clips():
     assert clip.bincount().tolist() == [5, 2, 3]  # of 250, 120 and 132 frames
 
 
-# --- python -m bilrp.data --------------------------------------------------------------------
+# --- python -m bilrp.book.data --------------------------------------------------------------------
 
 
 def test_main_fetches_what_is_required(world, capsys):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bilrp
-from bilrp import ownership
-from bilrp.alive import Alive, push_alive
-from bilrp.trace import Trace
+from bilrp.engine import ownership
+from bilrp.engine.alive import Alive, push_alive
+from bilrp.engine.trace import Trace
 from tests import nets
 
 GAMMA = bilrp.Gamma(0.25)
@@ -86,9 +86,9 @@ def test_windows_whole_maps_and_single_features_agree(rules, size, patch, layer,
     model, x, x2 = nets.cnn(1)[:layer], nets.image(1, *size), nets.image(2, *size)
     windowed = []
     monkeypatch.setattr(
-        bilrp.layers.Convolution,
+        bilrp.engine.layers.Convolution,
         "push_window",
-        lambda self, u, *spans, f=bilrp.layers.Convolution.push_window: (
+        lambda self, u, *spans, f=bilrp.engine.layers.Convolution.push_window: (
             windowed.append(self.step.number) or f(self, u, *spans)
         ),
     )
@@ -145,7 +145,7 @@ def test_multiplying_the_living_only_equals_multiplying_all(seed):
     trace = bilrp.Trace(model, nets.image(seed)[None], GAMMA)
     m = trace.maps[-1]
     u = torch.randn(5, *m.a.shape[1:], dtype=torch.float64)
-    dense = bilrp.layers.Weighted.push(m, u)
+    dense = bilrp.engine.layers.Weighted.push(m, u)
     ((a, w),), inverse = m.branches[0]
     owned = Alive.of(u, a[0] != 0)
     alive = push_alive(owned, a[0], w, inverse[0], m.geometry)

@@ -14,7 +14,7 @@ import torch
 from skimage.transform import resize
 
 import bilrp
-from bilrp.explorer import WIDGET, Explorer, quantize
+from bilrp.show.explorer import WIDGET, Explorer, quantize
 from tests import nets
 
 

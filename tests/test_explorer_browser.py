@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from bilrp.explorer import Explorer
+from bilrp.show.explorer import Explorer
 from tests.conftest import ROOT, missing
 from tests.test_browser import PHONE, SHOTS, WIDE, Visit
 from tests.test_explorer import drawing, made_up

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import bilrp
-from bilrp.explorer import WIDGET
+from bilrp.show.explorer import WIDGET
 from tests.test_browser import PHONE, WIDE, Visit
 
 CONTROLS = {"part": ["left", "right"], "grey_level": [0, 0.5, 1]}

@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
 
 import bilrp
-from bilrp.transforms import VIEWS
+from bilrp.engine.transforms import VIEWS
 from tests import nets
 
 CLIP = torch.tensor([0] * 8 + [1] * 8)

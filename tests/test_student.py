@@ -159,7 +159,7 @@ def test_make_student_writes_notebooks_and_a_zip_that_needs_nothing_else(tmp_pat
     }
     assert not list(place.rglob("*.md.orig")) + list(place.glob("chapters/*.md"))
     run = subprocess.run(
-        [sys.executable, "-c", "from bilrp.data import names; print(names('cats'))"],
+        [sys.executable, "-c", "from bilrp.book.data import names; print(names('cats'))"],
         cwd=place,
         env={"PYTHONPATH": str(place), "PATH": ""},
         capture_output=True,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bilrp import tables
-from bilrp.tables import FACES, Style
+from bilrp.book import tables
+from bilrp.book.tables import FACES, Style
 
 CONTENT = [[12, 345, None], [7, 80, 61]]
 

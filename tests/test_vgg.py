@@ -9,7 +9,9 @@ import zennit.rules
 from torch import nn
 
 import bilrp
-from bilrp import data, metrics, ownership
+from bilrp.book import data
+from bilrp.compare import metrics
+from bilrp.engine import ownership
 from tests import nets
 
 pytestmark = pytest.mark.weights
@@ -70,7 +72,9 @@ def test_the_ledger_adds_up_in_float32(exact, pair):
 
 def test_whole_maps_give_the_same_as_windows_and_living_neurons(exact, pair, monkeypatch):
     monkeypatch.setattr(ownership, "_windows", lambda trace, owners: [])
-    monkeypatch.setattr(bilrp.layers.Convolution, "saves_by_alive", lambda self, owners: False)
+    monkeypatch.setattr(
+        bilrp.engine.layers.Convolution, "saves_by_alive", lambda self, owners: False
+    )
     model, small = bilrp.vgg16(24), [x[:, :64, :64] for x in pair]
     whole = bilrp.explain(model, *small, RULES)
     monkeypatch.undo()

@@ -5,7 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import bilrp
-from bilrp import data, plot
+from bilrp.book import data
+from bilrp.show import plot
 
 persian, siamese = data.cats(256)[0][1:3]
 small = data.cats(128)[0][1:3]

@@ -25,7 +25,16 @@ from notebooks import ROOT, sources
 
 NAME = "explaining-deep-similarity-student"
 # What the notebooks need to run, besides themselves.
-PARTS = ["bilrp/*", "data/*", "pyproject.toml", "requirements.txt", "LICENSE*", "README.md"]
+PARTS = [
+    "bilrp/**/*.py",
+    "bilrp/**/*.js",
+    "bilrp/py.typed",
+    "data/*",
+    "pyproject.toml",
+    "requirements.txt",
+    "LICENSE*",
+    "README.md",
+]
 EXERCISE = re.compile(r"(?ms)^(?P<fence>`{3,})\{exercise\}[^\n]*\n(?P<body>.*?)^(?P=fence)[ \t]*$")
 SOLUTION = re.compile(r"(?ms)^(?P<fence>`{3,})\{solution\} (?P<label>\S+)\n.*?^(?P=fence)[ \t]*\n?")
 START = re.compile(r"(?ms)^```\{solution-start\} (?P<label>\S+)\n.*?^```[ \t]*$")
@@ -36,7 +45,7 @@ HOW_TO = """# Notebooks for students
     python3 -m venv .venv
     .venv/bin/pip install -r requirements.txt
     .venv/bin/pip install --no-deps --no-build-isolation -e .
-    .venv/bin/python -m bilrp.data        # photos, digits and weights
+    .venv/bin/python -m bilrp.book.data   # photos, digits and weights
     .venv/bin/jupyter lab chapters
 
 (On Windows, `.venv\\Scripts\\` in place of `.venv/bin/`.) Where a cell says NotImplementedError it

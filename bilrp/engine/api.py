@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bilrp.ownership import (
+from bilrp.engine.ownership import (
     Groups,
     Patches,
     parts_of_features,
     pull_projected,
     random_projection,
 )
-from bilrp.rules import Rules
-from bilrp.trace import Trace, check_finite
-from bilrp.transforms import MaxOverTransforms
-from bilrp.windows import Span, place, product_of_windows, sum_of_windows
+from bilrp.engine.rules import Rules
+from bilrp.engine.trace import Trace, check_finite
+from bilrp.engine.transforms import MaxOverTransforms
+from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
 if TYPE_CHECKING:
-    from bilrp.explorer import Explorer
+    from bilrp.show.explorer import Explorer
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ class Explanation:
 
     def plot(self, x: Tensor, x2: Tensor, **options):
         """Draw both images with arcs between their patches; see `bilrp.plot.arcs`."""
-        from bilrp.plot import arcs
+        from bilrp.show.plot import arcs
 
         return arcs(self, x, x2, **options)
 
@@ -209,7 +209,7 @@ class Explanation:
         alt: str | None = None,
     ) -> Explorer:
         """Both images, to point at: shows the partners of a patch; see `bilrp.Explorer`."""
-        from bilrp.explorer import Explorer
+        from bilrp.show.explorer import Explorer
 
         return Explorer(self, x, x2, similarity, names, alt)
 

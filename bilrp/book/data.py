@@ -1,7 +1,7 @@
 """Data and weights of the book as tensors.
 
 `fetch` gets one registered file, the loaders below return what is in the files, and
-``python -m bilrp.data`` fetches all that the chapters need and says where it comes from.
+``python -m bilrp.book.data`` fetches all that the chapters need and says where it comes from.
 """
 
 import argparse
@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from bilrp.fetch import available, fetch
-from bilrp.registry import (
+from bilrp.book.fetch import available, fetch
+from bilrp.book.registry import (
     DataError,
     NotAvailable,
     UnknownName,
     WrongHash,
     registry,
 )
-from bilrp.weights import vgg16_state
+from bilrp.book.weights import vgg16_state
 
 __all__ = [
     "DataError",
@@ -263,12 +263,12 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
     return torch.cat(frames), torch.tensor(clip)
 
 
-# --- python -m bilrp.data --------------------------------------------------------------------
+# --- python -m bilrp.book.data --------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch files and print where they come from; returns 1 if a required one is missing."""
-    parser = argparse.ArgumentParser(prog="python -m bilrp.data", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bilrp.book.data", description=main.__doc__)
     parser.add_argument("names", nargs="*", help="files or groups; default: all chapters need")
     parser.add_argument("--all", action="store_true", help="all files, the optional ones too")
     options = parser.parse_args(arguments)

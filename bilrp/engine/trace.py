@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bilrp.layers import _BUILDERS, RelevanceMap, Step
-from bilrp.rules import LRP0, Pass, Rules, rule_for
-from bilrp.windows import Geometry
+from bilrp.engine.layers import _BUILDERS, RelevanceMap, Step
+from bilrp.engine.rules import LRP0, Pass, Rules, rule_for
+from bilrp.engine.windows import Geometry
 
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from bilrp.rules import ZB, Gamma, Rule
-from bilrp.trace import check_finite
+from bilrp.engine.rules import ZB, Gamma, Rule
+from bilrp.engine.trace import check_finite
 
 # torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -70,7 +69,7 @@ def vgg16(layer: int = 31) -> nn.Sequential:
     """
     import torchvision  # takes a second to import: only those pay who ask for VGG-16
 
-    from bilrp.data import vgg16_state
+    from bilrp.book.data import vgg16_state
 
     if not isinstance(layer, int) or not 1 <= layer <= 31:
         raise ValueError(f"layer must be a whole number from 1 to 31, got {layer!r}")
@@ -112,6 +111,8 @@ def vgg16_features(
     ------
     Eberle et al. (2022), Section 5.1.
     """
+    from tqdm import tqdm
+
     if x.dim() != 4 or x.shape[1] != 3 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(f"x must be (N, 3, H, W), floating-point; got {x.dtype} {tuple(x.shape)}")
     if len(layers) == 0 or not all(isinstance(k, int) and 1 <= k <= 31 for k in layers):

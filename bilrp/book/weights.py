@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bilrp.fetch import fetch, store
-from bilrp.registry import DataError, cache_dir, digest
+from bilrp.book.fetch import fetch, store
+from bilrp.book.registry import DataError, cache_dir, digest
 
 # Where the convolutions stand in torchvision.models.vgg16().features, with their channels.
 _CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bilrp.explain import one_input
-from bilrp.ownership import Groups
-from bilrp.trace import check_finite
+from bilrp.engine.api import one_input
+from bilrp.engine.ownership import Groups
+from bilrp.engine.trace import check_finite
 
 
 def saliency(model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None = None) -> Tensor:

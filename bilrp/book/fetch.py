@@ -25,7 +25,7 @@ import pooch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from bilrp.registry import (
+from bilrp.book.registry import (
     DataError,
     File,
     NotAvailable,

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bilrp.explorer import WIDGET
+from bilrp.show.explorer import WIDGET
 
 MOST = 200  # frames in a page
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.windows import Geometry
+from bilrp.engine.windows import Geometry
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from torch import Tensor
 
-from bilrp.explain import Explanation
+from bilrp.engine.api import Explanation
 
 POSITIVE, NEGATIVE, INK = "#b2182b", "#2166ac", "#333333"  # told apart by all kinds of eyes
 DIVERGING = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "white", POSITIVE])

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from bilrp.alive import Alive, push_alive
-from bilrp.rules import LRP0, Branch, Rule
-from bilrp.windows import Geometry, Span, cut
+from bilrp.engine.alive import Alive, push_alive
+from bilrp.engine.rules import LRP0, Branch, Rule
+from bilrp.engine.windows import Geometry, Span, cut
 
 
 @dataclass(frozen=True)

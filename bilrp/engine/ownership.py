@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bilrp.alive import Alive
-from bilrp.layers import Convolution, RelevanceMap
-from bilrp.trace import Trace
-from bilrp.windows import Span, cut, lattices, place
+from bilrp.engine.alive import Alive
+from bilrp.engine.layers import Convolution, RelevanceMap
+from bilrp.engine.trace import Trace
+from bilrp.engine.windows import Span, cut, lattices, place
 
 T = TypeVar("T")
 WORKING_MEMORY = 1.0e9  # bytes that one chunk may take

@@ -12,6 +12,7 @@ from pathlib import Path
 import pooch
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]  # of a checkout
 
 
 class DataError(RuntimeError):
@@ -126,16 +127,16 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """The book's registry: data/registry.toml of a checkout, bilrp/registry.toml of a wheel."""
+    """The book's registry: data/registry.toml of a checkout, or its copy in a wheel."""
     inside = HERE / "registry.toml"
-    return Registry(inside if inside.exists() else HERE.parent / "data" / "registry.toml")
+    return Registry(inside if inside.exists() else ROOT / "data" / "registry.toml")
 
 
 def cache_dir() -> Path:
     """``BILRP_CACHE``, or data/cache of a checkout, or the user's own cache folder."""
     if folder := os.environ.get("BILRP_CACHE"):
         return Path(folder).expanduser()
-    data = HERE.parent / "data"
+    data = ROOT / "data"
     # A cache that came filled with a read-only checkout is still worth reading.
     if (data / "registry.toml").exists() and (
         (data / "cache").is_dir() or os.access(data, os.W_OK)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bilrp.explain import Explanation
+    from bilrp.engine.api import Explanation
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDEST = 416  # pixels: no picture is shown wider, so none is sent wider
@@ -247,7 +247,7 @@ def _picture(x: Tensor) -> dict:
     """An image as a data URL, with its size and its mean colour."""
     from PIL import Image
 
-    from bilrp.plot import _pixels
+    from bilrp.show.plot import _pixels
 
     pixels = _pixels(x)
     image = Image.fromarray((pixels * 255).round().astype(np.uint8))
@@ -266,7 +266,7 @@ def _still(explanation: Explanation, x: Tensor, x2: Tensor) -> str:
     """The picture for readers without scripts, as a data URL."""
     from matplotlib.figure import Figure
 
-    from bilrp.plot import arcs
+    from bilrp.show.plot import arcs
 
     # not through pyplot: the notebook must not show it, too
     figure = Figure(figsize=(5.2, 2.6), dpi=100, layout="constrained")

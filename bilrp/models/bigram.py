@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilrp.layers import RelevanceMap, Step, register
-from bilrp.rules import Rule
-from bilrp.windows import Geometry, Span
+from bilrp.engine.layers import RelevanceMap, Step, register
+from bilrp.engine.rules import Rule
+from bilrp.engine.windows import Geometry, Span
 
 SHIFTS = (8, 10, 12)  # pixels between neighbouring digits, Section 6.2.1
 _HERE = Path(__file__).resolve().parent
-PLACES = (_HERE / "bigram.pt", _HERE.parent / "data" / "bigram.pt")  # a wheel, a checkout
+PLACES = (_HERE / "bigram.pt", _HERE.parents[1] / "data" / "bigram.pt")  # a wheel, a checkout
 
 
 class Ink(nn.Module):

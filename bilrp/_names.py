@@ -1,0 +1,53 @@
+"""Modules by the short names they are known under: `bilrp.metrics` is `bilrp.compare.metrics`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MODULES = {
+    "baselines": "compare.baselines",
+    "bigram": "models.bigram",
+    "data": "book.data",
+    "explorer": "show.explorer",
+    "fetch": "book.fetch",
+    "frames": "show.frames",
+    "layers": "engine.layers",
+    "metrics": "compare.metrics",
+    "ownership": "engine.ownership",
+    "plot": "show.plot",
+    "registry": "book.registry",
+    "rules": "engine.rules",
+    "tables": "book.tables",
+    "trace": "engine.trace",
+    "transforms": "engine.transforms",
+    "weights": "book.weights",
+}
+
+
+def module(name: str) -> ModuleType:
+    """The module with this short name; imported when it is first asked for."""
+    return importlib.import_module(f"bilrp.{MODULES[name]}")
+
+
+class Finder(MetaPathFinder, Loader):
+    """Lets `import bilrp.metrics` find the one module that `bilrp.compare.metrics` is."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None):
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == "bilrp" and name in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        found = module(spec.name.rpartition(".")[2])
+        self.kept = found.__spec__
+        return found
+
+    def exec_module(self, found: ModuleType) -> None:
+        found.__spec__ = self.kept  # importing under a second name leaves the module as it is
+
+
+if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+    sys.meta_path.append(Finder())

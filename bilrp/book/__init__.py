@@ -1,0 +1,1 @@
+"""Machinery of the book: its data and weights, fetched with care, and rendered pages."""

@@ -1,0 +1,1 @@
+"""The engine: a recorded forward pass, relevance maps, shares, factors, explanations."""

@@ -1,0 +1,1 @@
+"""To look at explanations: plots, the explorer, figures with sliders."""
