@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -31,6 +33,30 @@ MODULES = {
 def module(name: str) -> ModuleType:
     """The module with this short name; imported when it is first asked for."""
     return importlib.import_module(f"bilrp.{MODULES[name]}")
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around an import: where a package is missing, say which extra of bilrp brings it.
+
+    Parameters
+    ----------
+    extra : str
+        One of those in pyproject.toml, such as "plot".
+
+    Raises
+    ------
+    ModuleNotFoundError
+        With the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "bilrp").partition(".")[0] == "bilrp":
+            raise  # a mistake in this package, which no installation mends
+        raise ModuleNotFoundError(
+            f'{error.name} is not installed: pip install "bilrp[{extra}]"', name=error.name
+        ) from error
 
 
 class Finder(MetaPathFinder, Loader):

@@ -631,7 +631,7 @@ def test_mnist_checks_its_argument():
 
 def test_clips_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match="pip install av"):
+    with pytest.raises(ImportError, match=r'pip install "bilrp\[book\]"'):
         data.clips()
 
 

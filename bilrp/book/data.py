@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 
+from bilrp._names import needs
 from bilrp.book.fetch import available, fetch
 from bilrp.book.registry import (
     DataError,
@@ -63,6 +63,9 @@ def label(name: str) -> str:
 
 def _read(path: Path) -> torch.Tensor:
     """Read a picture as (1, 3, H, W) float32 in [0, 1]; grey pictures get three equal channels."""
+    with needs("book"):  # here: weights are fetched where no picture can be read
+        from PIL import Image, ImageOps
+
     with Image.open(path) as image:
         pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
     return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
@@ -226,7 +229,7 @@ def mnist(per_digit: int = 500, size: int = 28) -> tuple[torch.Tensor, torch.Ten
 
 
 def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames of the video clips, in the order of time (needs PyAV: ``pip install av``).
+    """Frames of the video clips, in the order of time (needs PyAV).
 
     Parameters
     ----------
@@ -247,10 +250,9 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
     ImportError
         If PyAV is not installed.
     """
-    try:
+    with needs("book"):
         import av  # no other part of the book reads video
-    except ImportError as error:
-        raise ImportError("reading video needs PyAV: pip install av") from error
+
     frames, clip = [], []
     for number, name in enumerate(names("clips")):
         with av.open(str(fetch(name))) as video:

@@ -21,10 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pooch
-from filelock import FileLock
-from tqdm.auto import tqdm
-
+from bilrp._names import needs
 from bilrp.book.registry import (
     DataError,
     File,
@@ -36,6 +33,11 @@ from bilrp.book.registry import (
     digest,
     registry,
 )
+
+with needs("vgg"):
+    import pooch
+    from filelock import FileLock
+    from tqdm.auto import tqdm
 
 TIMEOUT = 15  # seconds without an answer before a download gives up
 

@@ -9,7 +9,10 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-import pooch
+from bilrp._names import needs
+
+with needs("vgg"):
+    import pooch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]  # of a checkout

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import gaussian_filter, zoom
 from torch import Tensor
+
+from bilrp._names import needs
+
+with needs("book"):
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+    from scipy.ndimage import gaussian_filter, zoom
 
 FINE = 4  # the page is drawn this many times larger and reduced at the end
 X_HEIGHT = 0.68  # of small old-style figures, in units of the tall ones

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilrp._names import needs
+
 if TYPE_CHECKING:
     from bilrp.engine.api import Explanation
 
@@ -245,7 +247,8 @@ def _base64(numbers: np.ndarray) -> str:
 
 def _picture(x: Tensor) -> dict:
     """An image as a data URL, with its size and its mean colour."""
-    from PIL import Image
+    with needs("plot"):
+        from PIL import Image
 
     from bilrp.show.plot import _pixels
 
@@ -264,7 +267,8 @@ def _picture(x: Tensor) -> dict:
 
 def _still(explanation: Explanation, x: Tensor, x2: Tensor) -> str:
     """The picture for readers without scripts, as a data URL."""
-    from matplotlib.figure import Figure
+    with needs("plot"):
+        from matplotlib.figure import Figure
 
     from bilrp.show.plot import arcs
 

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bilrp._names import needs
 from bilrp.show.explorer import WIDGET
 
 MOST = 200  # frames in a page
@@ -66,7 +67,8 @@ class Frames:
         ImportError
             If ipywidgets is not installed.
         """
-        import ipywidgets as w
+        with needs("live"):
+            import ipywidgets as w
 
         picture = w.HTML()
         inputs = {}
@@ -113,7 +115,8 @@ class Frames:
 
     def _frame(self, values: dict[str, Any]) -> str:
         """One drawing as a data URL."""
-        import matplotlib.pyplot as plt
+        with needs("plot"):
+            import matplotlib.pyplot as plt
 
         figure = self.draw(**values)
         if not hasattr(figure, "savefig"):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from torch import Tensor
 
+from bilrp._names import needs
 from bilrp.engine.api import Explanation
+
+with needs("plot"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
 POSITIVE, NEGATIVE, INK = "#b2182b", "#2166ac", "#333333"  # told apart by all kinds of eyes
 DIVERGING = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "white", POSITIVE])
@@ -20,7 +23,8 @@ DIVERGING = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "white", P
 
 def book_style() -> None:
     """Sizes for a page, and photos as JPEG, which keeps a chapter light; for notebooks."""
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
+    with needs("book"):
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     plt.rcParams.update({"figure.dpi": 120, "font.size": 9})
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
