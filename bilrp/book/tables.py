@@ -302,15 +302,14 @@ class _Sheet:
 
     def start(self, size: tuple[int, int] | None, needed: tuple[float, float], what: str) -> None:
         """Take a sheet of a size that holds what is needed."""
-        if size is None:
-            size = tuple(int(-(-n // 16) * 16) for n in needed)
-        if size[0] < needed[0] or size[1] < needed[1]:
+        height, width = size or [int(-(-n // 16) * 16) for n in needed]
+        if height < needed[0] or width < needed[1]:
             raise ValueError(
-                f"a page of {size[0]} x {size[1]} pixels is too small: this {what} needs "
+                f"a page of {height} x {width} pixels is too small: this {what} needs "
                 f"{needed[0]:.0f} x {needed[1]:.0f}"
             )
-        self.size = size
-        big = (size[1] * FINE, size[0] * FINE)
+        self.size = (height, width)
+        big = (width * FINE, height * FINE)
         self.type, self.ruled = Image.new("L", big), Image.new("L", big)
 
     def number(self, right: float, base: float, value: str, row: int, column: int) -> None:
@@ -325,8 +324,8 @@ class _Sheet:
             h = max(1, round(FINE * tall * s.height))
             corner = (round(FINE * x - w / 2), round(FINE * (y - above * s.height)))
             self.type.paste(255, corner, mask.resize((w, h), Image.Resampling.BOX))
-            box = (corner[1], corner[0], corner[1] + h, corner[0] + w)
-            box = tuple(v / FINE for v in box)
+            top, left = corner[1] / FINE, corner[0] / FINE
+            box = (top, left, (corner[1] + h) / FINE, (corner[0] + w) / FINE)
             self.digits.append(Digit(int(c), middle + y - base, x, box, row, column, place))
 
     def word(self, x: float, base: float, word: str, most: float = 1e9) -> float:
@@ -458,7 +457,7 @@ def _figure(
     if small_i and native:
         font = _font("modern", 200)
     left, top, right, bottom = font.getbbox(letter, anchor="ls")
-    mask = Image.new("L", (right - left, bottom - top))
+    mask = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(mask).text((-left, -top), letter, 255, font, anchor="ls")
     unit = 200 * _tall(face)
     above, wide, tall = -top / unit, (right - left) / unit, (bottom - top) / unit

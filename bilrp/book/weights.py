@@ -17,7 +17,9 @@ from bilrp.book.registry import DataError, cache_dir, digest
 _CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}
 _CONVOLUTIONS |= {12: (256, 256), 14: (256, 256), 17: (256, 512)}
 _CONVOLUTIONS |= {k: (512, 512) for k in (19, 21, 24, 26, 28)}
-_SHAPES = {f"{k}.weight": (c_out, c_in, 3, 3) for k, (c_in, c_out) in _CONVOLUTIONS.items()}
+_SHAPES: dict[str, tuple[int, ...]] = {
+    f"{k}.weight": (c_out, c_in, 3, 3) for k, (c_in, c_out) in _CONVOLUTIONS.items()
+}
 _SHAPES |= {f"{k}.bias": (c_out,) for k, (_, c_out) in _CONVOLUTIONS.items()}
 
 _TORCHVISION = ("vgg16-397923af.pth", "397923af")  # its name, and how its sha256 begins

@@ -100,7 +100,7 @@ def arcs(
         left += width + gap
     ends = [_centres(image.shape, grid[2 * s : 2 * s + 2]) for s, image in enumerate(images)]
     ends = [points + np.array([offset, 0]) for points, offset in zip(ends, offsets, strict=True)]
-    ax.add_collection(_arc_lines(explanation, *ends, most))
+    ax.add_collection(_arc_lines(explanation, ends[0], ends[1], most))
     ax.set_xlim(0, left - gap)
     ax.set_ylim(max(image.shape[0] for image in images), 0)
     ax.set_axis_off()
@@ -111,7 +111,9 @@ def arcs(
     return ax
 
 
-def _arc_lines(explanation: Explanation, start: np.ndarray, stop: np.ndarray, most: int):
+def _arc_lines(
+    explanation: Explanation, start: np.ndarray, stop: np.ndarray, most: int
+) -> LineCollection:
     alpha = opacities(explanation.matrix.cpu()).numpy()
     order = np.argsort(np.abs(alpha), axis=None)[-most:]
     order = order[np.abs(alpha.ravel()[order]) > 0.01]
