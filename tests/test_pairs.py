@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -103,3 +104,18 @@ def test_there_is_one_version() -> None:
     assert citation["version"] == bilrp.__version__
     cite = (ROOT / "chapters/cite.md").read_text(encoding="utf-8")
     assert re.search(r"package bilrp (\S+)}", cite)[1] == bilrp.__version__
+
+
+@pytest.mark.parametrize("room", ["engine", "compare", "show", "models", "book"])
+def test_imports_between_rooms_run_one_way(room: str) -> None:
+    """Other rooms than one's own and the engine are asked inside functions only."""
+    wrong = []
+    for path in sorted(ROOT.glob(f"bilrp/{room}/**/*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "bilrp" and parts[1:2] not in ([room], ["engine"], ["_names"]):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)
