@@ -76,18 +76,42 @@ function unpack(Kind, text) {
   return new Kind(Uint8Array.from({ length: bytes.length }, (_, k) => bytes.charCodeAt(k)).buffer);
 }
 
+const on = (element, kinds, act) =>
+  kinds.split(" ").forEach((kind) => element.addEventListener(kind, act));
+
 /** Fill root with an explorer. ask(cover), where there is a kernel, promises the true change. */
 function mount(root, data, ask) {
   root.className = "bilrp-explorer";
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own use of arrow keys and Enter
   root.innerHTML = TEMPLATE;
-  const find = (name) => root.querySelector(name);
-  const on = (element, kinds, act) =>
-    kinds.split(" ").forEach((kind) => element.addEventListener(kind, act));
-  const stage = find(".stage"), svg = find(".arcs"), pics = [...root.querySelectorAll(".pic")];
-  const covering = find("input.covering");
+  const find = (name) => root.querySelector(name), known = decode(data);
+  // All that the functions below share: what is known, and what the reader has chosen.
+  const view = {
+    root, data, ask, find, ...known,
+    stage: find(".stage"), svg: find(".arcs"), pics: [...root.querySelectorAll(".pic")],
+    covering: find("input.covering"),
+    at: null, // the patch pointed at, {side, patch}
+    pair: null, // one pointed at in the other picture while `at` is locked
+    locked: false,
+    paint: null, // what a drag does: cover (true) or uncover
+    ticket: 0, // of the latest question to the kernel
+    covered: [new Set(), new Set()],
+    last: known.size.map((g) => (g.rows >> 1) * g.columns + (g.columns >> 1)), // for the keyboard
+  };
+  for (const side of [0, 1]) {
+    fillPicture(view, side);
+    answerPointer(view, side);
+    answerKeys(view, side);
+  }
+  answerControls(view);
+  writeCover(view);
+  // arcs are in pixels; this draws for the first time, too
+  view.watch = new ResizeObserver(() => draw(view));
+  view.watch.observe(view.stage);
+}
 
-  const { y, names, pictures } = data;
+/** What the data say: how many patches there are, their sums, and score() of each pair. */
+function decode(data) {
   const size = [0, 1].map((s) => ({ rows: data.grid[2 * s], columns: data.grid[2 * s + 1] }));
   const count = size.map((g) => g.rows * g.columns);
   const sums = data.sums.map((text) => unpack(Float64Array, text));
@@ -95,278 +119,304 @@ function mount(root, data, ask) {
   const scores = Float64Array.from(unpack(data.bits === 16 ? Int16Array : Int8Array, data.codes),
     (code, k) => code * Math.abs(code) * scales[Math.floor(k / count[1])]);
   const largest = (numbers) => numbers.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
-  const strongest = largest(scores), strongestSum = sums.map(largest);
-
-  // What the reader has chosen. `at` is the patch pointed at, {side, patch}; `pair` is one pointed
-  // at in the other picture while `at` is locked; `paint` is what a drag does: cover or uncover.
-  let at = null, pair = null, locked = false, paint = null, ticket = 0;
-  const covered = [new Set(), new Set()];
-  const last = size.map((g) => (g.rows >> 1) * g.columns + (g.columns >> 1)); // for the keyboard
-
-  // --- numbers ---
   const score = (side, patch, other) =>
     scores[side ? other * count[1] + patch : patch * count[1] + other];
-  // squared, so that the slider is fine where most scores are: near zero
-  const threshold = () => (find(".threshold").value / 100) ** 2;
+  return { y: data.y, names: data.names, pictures: data.pictures, size, count, sums, score,
+    strongest: largest(scores), strongestSum: sums.map(largest) };
+}
 
-  /** Relevance of each patch with all that is not covered in the other picture. */
-  function remaining(side) {
-    const rest = sums[side].slice();
-    for (const other of covered[1 - side])
-      for (let p = 0; p < rest.length; p++) rest[p] -= score(side, p, other);
-    return rest;
-  }
+// --- numbers ---
+// squared, so that the slider is fine where most scores are: near zero
+const threshold = (view) => (view.find(".threshold").value / 100) ** 2;
 
-  /** Pairs with a covered patch lose their relevance; those covered on both sides lose it once. */
-  function predictedChange() {
-    const total = (side, of) => [...covered[side]].reduce((sum, p) => sum + of[p], 0);
-    return -total(0, sums[0]) - total(1, remaining(1));
-  }
+/** Relevance of each patch with all that is not covered in the other picture. */
+function remaining({ sums, covered, score }, side) {
+  const rest = sums[side].slice();
+  for (const other of covered[1 - side])
+    for (let p = 0; p < rest.length; p++) rest[p] -= score(side, p, other);
+  return rest;
+}
 
-  /** What is drawn: pairs [patch of x, patch of x', score], strongest first. */
-  function pairs() {
-    const sign = { both: 0, positive: 1, negative: -1 }[find(".sign").value];
-    const least = threshold() * strongest;
-    const all = at
-      ? Array.from({ length: count[1 - at.side] }, (_, other) =>
-        at.side ? [other, at.patch] : [at.patch, other])
-      : data.strongest.map((k) => [Math.floor(k / count[1]), k % count[1]]);
-    return all.map(([i, j]) => [i, j, score(0, i, j)])
-      .filter(([i, j, v]) => v && v * sign >= 0 && Math.abs(v) >= least &&
-        !covered[0].has(i) && !covered[1].has(j))
-      .sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
-  }
+/** Pairs with a covered patch lose their relevance; those covered on both sides lose it once. */
+function predictedChange(view) {
+  const total = (side, of) => [...view.covered[side]].reduce((sum, p) => sum + of[p], 0);
+  return -total(0, view.sums[0]) - total(1, remaining(view, 1));
+}
 
-  // --- words ---
-  const plain = (v) => String(Number(v.toPrecision(4))).replace("-", "−");
-  const percent = (part) =>
-    `${(100 * part).toFixed(Math.abs(part) < 0.09995 ? 2 : 1).replace("-", "−")} %`;
-  const place = (side, patch) =>
-    `row ${Math.floor(patch / size[side].columns) + 1}, column ${(patch % size[side].columns) + 1}`;
-  const many = (n, what, plural) => `${n} ${n === 1 ? what : plural}`;
-  const make = (tag, textContent, className = "") =>
-    Object.assign(document.createElement(tag), { textContent, className });
+/** What is drawn: pairs [patch of x, patch of x', score], strongest first. */
+function pairs(view) {
+  const { at, count, covered, score } = view;
+  const sign = { both: 0, positive: 1, negative: -1 }[view.find(".sign").value];
+  const least = threshold(view) * view.strongest;
+  const all = at
+    ? Array.from({ length: count[1 - at.side] }, (_, other) =>
+      at.side ? [other, at.patch] : [at.patch, other])
+    : view.data.strongest.map((k) => [Math.floor(k / count[1]), k % count[1]]);
+  return all.map(([i, j]) => [i, j, score(0, i, j)])
+    .filter(([i, j, v]) => v && v * sign >= 0 && Math.abs(v) >= least &&
+      !covered[0].has(i) && !covered[1].has(j))
+    .sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
+}
 
-  /** A score as a share of y (or as it is, where y is zero), with sign and colour. */
-  function share(v, tag = "b") {
-    const text = y ? percent(v / y) : plain(v), sign = text[0] === "−" || !v ? "" : "+";
-    return make(tag, sign + text, v > 0 ? "pos" : v < 0 ? "neg" : "");
-  }
-  const change = (title, v) => [title, share(v), ` (${plain(y)} → ${plain(y + v)})`];
+// --- words ---
+const plain = (v) => String(Number(v.toPrecision(4))).replace("-", "−");
+const percent = (part) =>
+  `${(100 * part).toFixed(Math.abs(part) < 0.09995 ? 2 : 1).replace("-", "−")} %`;
+const many = (n, what, plural) => `${n} ${n === 1 ? what : plural}`;
+const make = (tag, textContent, className = "") =>
+  Object.assign(document.createElement(tag), { textContent, className });
 
-  function writeNumbers(list) {
-    const line = find(".numbers"), biases = y ? `biases ${percent(data.bias)}` : "";
-    line.replaceChildren("y = ", make("b", plain(y)));
-    if (biases) line.append(`: patches carry ${percent(1 - data.bias)}, ${biases}`);
-    if (!at) return line.append(" · Point at a patch.");
-    line.replaceChildren(`${names[at.side]}, ${place(at.side, at.patch)}: `,
-      share(sums[at.side][at.patch]), y ? " of y" : "",
-      ` · ${many(list.length, "partner", "partners")} shown: `,
-      share(list.reduce((total, [, , v]) => total + v, 0)), biases && ` · ${biases}`);
-    if (pair !== null)
-      line.append(` · with ${place(1 - at.side, pair)}: `, share(score(at.side, at.patch, pair)));
-    if (locked) line.append(" · locked");
-  }
+function place({ size }, side, patch) {
+  const { columns } = size[side];
+  return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
+}
 
-  function writeCover() {
-    const n = covered[0].size + covered[1].size;
-    ticket++; // an answer to an earlier question is no longer one
-    find(".true").replaceChildren();
-    find(".cover").hidden = !n && !covering.checked;
-    Object.assign(find(".ask"), { hidden: !ask || !n, disabled: false });
-    find(".predicted").replaceChildren(...(n
-      ? change(`${many(n, "patch", "patches")} covered · predicted change: `, predictedChange())
-      : ["Click, drag or press space to cover patches."]));
-  }
+/** A score as a share of y (or as it is, where y is zero), with sign and colour. */
+function share({ y }, v, tag = "b") {
+  const text = y ? percent(v / y) : plain(v), sign = text[0] === "−" || !v ? "" : "+";
+  return make(tag, sign + text, v > 0 ? "pos" : v < 0 ? "neg" : "");
+}
+const change = (view, title, v) =>
+  [title, share(view, v), ` (${plain(view.y)} → ${plain(view.y + v)})`];
 
-  function writeTable(list) {
-    const table = find("table"), head = [...names, y ? "share of y" : "score"];
-    table.replaceChildren();
-    if (!find("details").open) return; // costs time on every move
-    table.insertRow().append(...head.map((text) => make("th", text)));
-    for (const [i, j, v] of list.slice(0, 10))
-      table.insertRow().append(make("td", place(0, i)), make("td", place(1, j)), share(v, "td"));
-  }
+function writeNumbers(view, list) {
+  const { at, pair, data, names, sums, y } = view;
+  const line = view.find(".numbers"), biases = y ? `biases ${percent(data.bias)}` : "";
+  line.replaceChildren("y = ", make("b", plain(y)));
+  if (biases) line.append(`: patches carry ${percent(1 - data.bias)}, ${biases}`);
+  if (!at) return line.append(" · Point at a patch.");
+  line.replaceChildren(`${names[at.side]}, ${place(view, at.side, at.patch)}: `,
+    share(view, sums[at.side][at.patch]), y ? " of y" : "",
+    ` · ${many(list.length, "partner", "partners")} shown: `,
+    share(view, list.reduce((total, [, , v]) => total + v, 0)), biases && ` · ${biases}`);
+  if (pair !== null)
+    line.append(` · with ${place(view, 1 - at.side, pair)}: `,
+      share(view, view.score(at.side, at.patch, pair)));
+  if (view.locked) line.append(" · locked");
+}
 
-  // --- pictures ---
-  /** One pixel of the canvas is one patch: covered, or tinted by strength(patch) in -1..1. */
-  function drawHeat(side, strength) {
-    const context = pics[side].querySelector("canvas").getContext("2d");
-    const image = context.createImageData(size[side].columns, size[side].rows);
-    for (let p = 0; p < count[side]; p++) {
-      const s = strength(p), hide = covered[side].has(p);
-      const colour = hide ? pictures[side].mean : s > 0 ? RED : BLUE;
-      image.data.set([...colour, hide ? 255 : 230 * Math.abs(s)], 4 * p);
-    }
-    context.putImageData(image, 0, 0);
+function writeCover(view) {
+  const { ask, covered, find } = view, n = covered[0].size + covered[1].size;
+  view.ticket++; // an answer to an earlier question is no longer one
+  find(".true").replaceChildren();
+  find(".cover").hidden = !n && !view.covering.checked;
+  Object.assign(find(".ask"), { hidden: !ask || !n, disabled: false });
+  const title = `${many(n, "patch", "patches")} covered · predicted change: `;
+  find(".predicted").replaceChildren(...(n ? change(view, title, predictedChange(view))
+    : ["Click, drag or press space to cover patches."]));
+}
+
+function writeTable(view, list) {
+  const table = view.find("table"), head = [...view.names, view.y ? "share of y" : "score"];
+  table.replaceChildren();
+  if (!view.find("details").open) return; // costs time on every move
+  table.insertRow().append(...head.map((text) => make("th", text)));
+  for (const [i, j, v] of list.slice(0, 10))
+    table.insertRow().append(
+      make("td", place(view, 0, i)), make("td", place(view, 1, j)), share(view, v, "td"));
+}
+
+// --- pictures ---
+function fillPicture({ names, pics, pictures, size }, side) {
+  const { rows, columns } = size[side], { url: src, size: [width, height] } = pictures[side];
+  const pic = pics[side];
+  Object.assign(pic.querySelector("img"), { width, height, src }); // sized: the page keeps still
+  Object.assign(pic.querySelector("canvas"), { width: columns, height: rows });
+  pic.querySelector(".patch").id = `bilrp-${Math.random().toString(36).slice(2)}`;
+  Object.assign(pic, { ariaRowCount: rows, ariaColCount: columns, ariaLabel: `${names[side]}: ${
+    rows} by ${columns} patches. Arrow keys move, Enter locks, Escape lets go, space covers.` });
+}
+
+/** One pixel of the canvas is one patch: covered, or tinted by strength(patch) in -1..1. */
+function drawHeat({ pics, pictures, size, count, covered }, side, strength) {
+  const context = pics[side].querySelector("canvas").getContext("2d");
+  const image = context.createImageData(size[side].columns, size[side].rows);
+  for (let p = 0; p < count[side]; p++) {
+    const s = strength(p), hide = covered[side].has(p);
+    const colour = hide ? pictures[side].mean : s > 0 ? RED : BLUE;
+    image.data.set([...colour, hide ? 255 : 230 * Math.abs(s)], 4 * p);
   }
-  /** The middle of a patch on the stage, in pixels. */
-  function middle(side, patch) {
-    const { rows, columns } = size[side], pic = pics[side];
-    return [pic.offsetLeft + (((patch % columns) + 0.5) * pic.offsetWidth) / columns,
-      pic.offsetTop + ((Math.floor(patch / columns) + 0.5) * pic.offsetHeight) / rows];
+  context.putImageData(image, 0, 0);
+}
+
+/** What tints a picture: its sums, or its partners of the patch pointed at in the other one. */
+function tint(view, side, list) {
+  const { at, strongest, strongestSum } = view, sign = view.find(".sign").value;
+  if (!view.find(".draw").value.includes("heat") || at?.side === side) return () => 0;
+  if (!at) {
+    const rest = remaining(view, side);
+    return (p) => sign === (rest[p] > 0 ? "negative" : "positive") ? 0
+      : Math.max(-1, Math.min(1, rest[p] / strongestSum[side]));
   }
-  function drawArcs(list) {
-    const stacked = Math.abs(pics[0].offsetTop - pics[1].offsetTop) > pics[0].offsetHeight / 2;
-    svg.innerHTML = list.map(([i, j, v]) => { // numbers only
-      const [ax, ay] = middle(0, i), [bx, by] = middle(1, j);
-      const mx = (ax + bx) / 2, my = (ay + by) / 2; // below: among all pairs, the weak keep quiet
-      const weight = (Math.abs(v) / strongest) ** (at ? 0.5 : 1);
-      const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
-        : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
-      return `<path class="${v > 0 ? "pos" : "neg"}" d="M${ax},${ay}Q${bend} ${bx},${by}"
+  const found = new Map(list.map((one) => [one[side], one[2]]));
+  const root = (v) => Math.sign(v) * Math.sqrt(Math.abs(v) / strongest); // the weak show, too
+  return (p) => root(found.get(p) ?? 0);
+}
+
+/** The middle of a patch on the stage, in pixels. */
+function middle({ pics, size }, side, patch) {
+  const { rows, columns } = size[side], pic = pics[side];
+  return [pic.offsetLeft + (((patch % columns) + 0.5) * pic.offsetWidth) / columns,
+    pic.offsetTop + ((Math.floor(patch / columns) + 0.5) * pic.offsetHeight) / rows];
+}
+
+function drawArcs(view, list) {
+  const { at, pics, strongest } = view;
+  const stacked = Math.abs(pics[0].offsetTop - pics[1].offsetTop) > pics[0].offsetHeight / 2;
+  view.svg.innerHTML = list.map(([i, j, v]) => { // numbers only
+    const [ax, ay] = middle(view, 0, i), [bx, by] = middle(view, 1, j);
+    const mx = (ax + bx) / 2, my = (ay + by) / 2; // below: among all pairs, the weak keep quiet
+    const weight = (Math.abs(v) / strongest) ** (at ? 0.5 : 1);
+    const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
+      : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
+    return `<path class="${v > 0 ? "pos" : "neg"}" d="M${ax},${ay}Q${bend} ${bx},${by}"
         opacity="${0.15 + 0.8 * weight}" stroke-width="${0.7 + 1.5 * weight}"/>`;
-    }).reverse().join(""); // the strongest on top
+  }).reverse().join(""); // the strongest on top
+}
+
+/** The frame around the patch pointed at; to screen readers, the selected cell. */
+function drawFrame(view, side) {
+  const { at, covered, locked, pair, size } = view, pic = view.pics[side];
+  const frame = pic.querySelector(".patch"), here = at?.side === side;
+  const patch = at && (here ? at.patch : pair), { rows, columns } = size[side];
+  frame.hidden = patch === null;
+  frame.parentElement.role = frame.hidden ? null : "row"; // a row without a cell is none
+  if (frame.hidden) return pic.removeAttribute("aria-activedescendant");
+  const row = Math.floor(patch / columns), column = patch % columns;
+  const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];
+  frame.style.inset = box.map((part) => `${100 * part}%`).join(" ");
+  frame.className = `patch ${locked && here ? "locked" : ""}`;
+  frame.ariaLabel = place(view, side, patch) + (covered[side].has(patch) ? ", covered" : "");
+  Object.assign(frame, { ariaSelected: here, ariaColIndex: column + 1 });
+  frame.parentElement.ariaRowIndex = row + 1;
+  pic.setAttribute("aria-activedescendant", frame.id);
+}
+
+function draw(view) {
+  const { at, find, pics } = view, list = pairs(view);
+  for (const side of [0, 1]) {
+    drawHeat(view, side, tint(view, side, list));
+    drawFrame(view, side);
+    pics[side].classList.toggle("quiet", !at || at.side !== side);
   }
+  const arcs = find(".draw").value.includes("arcs");
+  drawArcs(view, arcs ? list.slice(0, at ? MOST_ARCS : list.length) : []);
+  writeNumbers(view, list);
+  writeTable(view, list);
+  find("output").textContent = percent(threshold(view));
+}
 
-  /** The frame around the patch pointed at; to screen readers, the selected cell. */
-  function drawFrame(side) {
-    const frame = pics[side].querySelector(".patch"), here = at?.side === side;
-    const patch = at && (here ? at.patch : pair), { rows, columns } = size[side];
-    frame.hidden = patch === null;
-    frame.parentElement.role = frame.hidden ? null : "row"; // a row without a cell is none
-    if (frame.hidden) return pics[side].removeAttribute("aria-activedescendant");
-    const row = Math.floor(patch / columns), column = patch % columns;
-    const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];
-    frame.style.inset = box.map((part) => `${100 * part}%`).join(" ");
-    frame.className = `patch ${locked && here ? "locked" : ""}`;
-    frame.ariaLabel = place(side, patch) + (covered[side].has(patch) ? ", covered" : "");
-    Object.assign(frame, { ariaSelected: here, ariaColIndex: column + 1 });
-    frame.parentElement.ariaRowIndex = row + 1;
-    pics[side].setAttribute("aria-activedescendant", frame.id);
-  }
+// --- what the reader does ---
+function point(view, side, patch) {
+  if (view.at?.side === side && view.at.patch === patch) return;
+  [view.at, view.pair, view.last[side]] = [{ side, patch }, null, patch];
+  draw(view);
+}
 
-  function draw() {
-    const list = pairs(), what = find(".draw").value, sign = find(".sign").value;
-    for (const side of [0, 1]) {
-      let strength = () => 0;
-      if (what.includes("heat") && !at) {
-        const rest = remaining(side);
-        strength = (p) => sign === (rest[p] > 0 ? "negative" : "positive") ? 0
-          : Math.max(-1, Math.min(1, rest[p] / strongestSum[side]));
-      } else if (what.includes("heat") && at.side !== side) {
-        const found = new Map(list.map((one) => [one[side], one[2]]));
-        const root = (v) => Math.sign(v) * Math.sqrt(Math.abs(v) / strongest); // the weak show, too
-        strength = (p) => root(found.get(p) ?? 0);
-      }
-      drawHeat(side, strength);
-      drawFrame(side);
-      pics[side].classList.toggle("quiet", !at || at.side !== side);
-    }
-    drawArcs(what.includes("arcs") ? list.slice(0, at ? MOST_ARCS : list.length) : []);
-    writeNumbers(list);
-    writeTable(list);
-    find("output").textContent = percent(threshold());
-  }
+function leave(view) {
+  view.pair = null;
+  view.at = view.locked ? view.at : null;
+  draw(view);
+}
 
-  // --- what the reader does ---
-  function point(side, patch) {
-    if (at?.side === side && at.patch === patch) return;
-    [at, pair, last[side]] = [{ side, patch }, null, patch];
-    draw();
-  }
+/** Lock a patch, or let go of the one that is locked. */
+function lock(view, side, patch) {
+  view.locked = !(view.locked && view.at?.side === side && view.at.patch === patch);
+  view.at = null;
+  point(view, side, patch);
+}
 
-  function leave() {
-    pair = null;
-    at = locked ? at : null;
-    draw();
-  }
+function cover(view, side, patch, hide) {
+  const covered = view.covered[side];
+  if (covered.has(patch) === hide) return;
+  covered[hide ? "add" : "delete"](patch);
+  writeCover(view);
+  draw(view);
+}
 
-  /** Lock a patch, or let go of the one that is locked. */
-  function lock(side, patch) {
-    locked = !(locked && at?.side === side && at.patch === patch);
-    at = null;
-    point(side, patch);
-  }
+/** The patch under the pointer, or null beside the picture. */
+function under({ pics, size }, side, event) {
+  const box = pics[side].getBoundingClientRect(), { rows, columns } = size[side];
+  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
+  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+  const inside = column >= 0 && row >= 0 && column < columns && row < rows;
+  return inside ? row * columns + column : null;
+}
 
-  function cover(side, patch, hide) {
-    if (covered[side].has(patch) === hide) return;
-    covered[side][hide ? "add" : "delete"](patch);
-    writeCover();
-    draw();
-  }
-
-  /** The patch under the pointer, or null beside the picture. */
-  function under(side, event) {
-    const box = pics[side].getBoundingClientRect(), { rows, columns } = size[side];
-    const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-    const inside = column >= 0 && row >= 0 && column < columns && row < rows;
-    return inside ? row * columns + column : null;
-  }
-
-  pics.forEach((pic, side) => {
-    const { rows, columns } = size[side], { url: src, size: [width, height] } = pictures[side];
-    Object.assign(pic.querySelector("img"), { width, height, src }); // sized: the page keeps still
-    Object.assign(pic.querySelector("canvas"), { width: columns, height: rows });
-    pic.querySelector(".patch").id = `bilrp-${Math.random().toString(36).slice(2)}`;
-    Object.assign(pic, { ariaRowCount: rows, ariaColCount: columns, ariaLabel: `${names[side]}: ${
-      rows} by ${columns} patches. Arrow keys move, Enter locks, Escape lets go, space covers.` });
-
-    on(pic, "pointerdown pointermove", (event) => {
-      const patch = under(side, event);
-      if (patch === null) return;
-      if (event.type === "pointerdown" && !event.button && covering.checked)
-        paint = !covered[side].has(patch);
-      if (paint !== null) cover(side, patch, paint);
-      if (!locked) return point(side, patch);
-      pair = side === at.side ? null : patch;
-      draw();
-    });
-    on(pic, "pointerup pointercancel pointerleave", (event) => {
-      paint = null;
-      // a finger that is lifted leaves, but what it tapped stays
-      if (event.type === "pointerleave" && event.pointerType !== "touch") leave();
-    });
-    on(pic, "click", (event) => {
-      const patch = under(side, event);
-      if (!covering.checked && patch !== null) lock(side, patch);
-    });
-    on(pic, "focus", () => !locked && pic.matches(":focus-visible") && point(side, last[side]));
-    on(pic, "blur", leave);
-    on(pic, "keydown", (event) => {
-      const patch = last[side], column = patch % columns;
-      const step = (possible, by) => point(side, possible ? patch + by : patch);
-      const keys = {
-        ArrowUp: () => step(patch >= columns, -columns),
-        ArrowDown: () => step(patch + columns < count[side], columns),
-        ArrowLeft: () => step(column > 0, -1), ArrowRight: () => step(column < columns - 1, 1),
-        Enter: () => lock(side, patch), Escape: () => { locked = false; draw(); },
-        " ": () => covering.checked && cover(side, patch, !covered[side].has(patch)),
-      };
-      if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
-      keys[event.key]();
-      event.preventDefault(); // the page stays where it is
-    });
+function answerPointer(view, side) {
+  const pic = view.pics[side], { covering } = view;
+  on(pic, "pointerdown pointermove", (event) => {
+    const patch = under(view, side, event);
+    if (patch === null) return;
+    if (event.type === "pointerdown" && !event.button && covering.checked)
+      view.paint = !view.covered[side].has(patch);
+    if (view.paint !== null) cover(view, side, patch, view.paint);
+    if (!view.locked) return point(view, side, patch);
+    view.pair = side === view.at.side ? null : patch;
+    draw(view);
   });
-  [".threshold", ".sign", ".draw"].forEach((name) => on(find(name), "input", draw));
-  on(find("details"), "toggle", draw);
+  on(pic, "pointerup pointercancel pointerleave", (event) => {
+    view.paint = null;
+    // a finger that is lifted leaves, but what it tapped stays
+    if (event.type === "pointerleave" && event.pointerType !== "touch") leave(view);
+  });
+  on(pic, "click", (event) => {
+    const patch = under(view, side, event);
+    if (!covering.checked && patch !== null) lock(view, side, patch);
+  });
+}
+
+function answerKeys(view, side) {
+  const pic = view.pics[side], { columns } = view.size[side], { covering, count, last } = view;
+  on(pic, "focus", () => {
+    if (!view.locked && pic.matches(":focus-visible")) point(view, side, last[side]);
+  });
+  on(pic, "blur", () => leave(view));
+  on(pic, "keydown", (event) => {
+    const patch = last[side], column = patch % columns;
+    const step = (possible, by) => point(view, side, possible ? patch + by : patch);
+    const keys = {
+      ArrowUp: () => step(patch >= columns, -columns),
+      ArrowDown: () => step(patch + columns < count[side], columns),
+      ArrowLeft: () => step(column > 0, -1), ArrowRight: () => step(column < columns - 1, 1),
+      Enter: () => lock(view, side, patch), Escape: () => { view.locked = false; draw(view); },
+      " ": () => covering.checked && cover(view, side, patch, !view.covered[side].has(patch)),
+    };
+    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    keys[event.key]();
+    event.preventDefault(); // the page stays where it is
+  });
+}
+
+function answerControls(view) {
+  const { root, data, ask, find, stage, covering } = view;
+  [".threshold", ".sign", ".draw"].forEach((name) => on(find(name), "input", () => draw(view)));
+  on(find("details"), "toggle", () => draw(view));
   on(covering, "input", () => {
     root.classList.toggle("covering", covering.checked);
-    writeCover();
+    writeCover(view);
   });
   on(find(".swap"), "click", () => {
-    stage.append(stage.firstElementChild, svg); // the first comes second, the arcs stay on top
-    draw();
+    stage.append(stage.firstElementChild, view.svg); // first comes second, the arcs stay on top
+    draw(view);
   });
   on(find(".reset"), "click", () => {
-    watch.disconnect();
+    view.watch.disconnect();
     mount(root, data, ask);
     find(".reset").focus();
   });
-  on(find(".ask"), "click", async () => {
-    const mine = ++ticket, line = find(".true"), button = find(".ask");
-    button.disabled = true;
-    line.textContent = "computing …";
-    const reply = await ask(covered.map((patches) => [...patches]));
-    if (mine !== ticket) return; // covered something else since
-    button.disabled = false;
-    line.replaceChildren(...(reply.error ? [reply.error] : change("true change: ", reply.change)));
-  });
+  on(find(".ask"), "click", () => askKernel(view));
+}
 
-  writeCover();
-  const watch = new ResizeObserver(draw); // arcs are in pixels; this draws for the first time, too
-  watch.observe(stage);
+async function askKernel(view) {
+  const mine = ++view.ticket, line = view.find(".true"), button = view.find(".ask");
+  button.disabled = true;
+  line.textContent = "computing …";
+  const reply = await view.ask(view.covered.map((patches) => [...patches]));
+  if (mine !== view.ticket) return; // covered something else since
+  button.disabled = false;
+  line.replaceChildren(
+    ...(reply.error ? [reply.error] : change(view, "true change: ", reply.change)));
 }
 
 /** In a live notebook: anywidget's door. */
