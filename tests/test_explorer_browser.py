@@ -6,10 +6,12 @@ import ast
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -492,7 +494,7 @@ def run(code: str) -> tuple[dict, Explorer]:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of a JupyterLab, on this machine only, with a notebook of two cells."""
+    """A notebook of two cells in a JupyterLab on this machine: its address, with the token."""
     if not find_spec("anywidget") or not find_spec("jupyterlab"):
         missing("the explorer's live test needs anywidget and jupyterlab: see requirements.txt")
     cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
@@ -511,12 +513,15 @@ def lab(tmp_path: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    command += [f"--ServerApp.root_dir={tmp_path}"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     own = {
         f"JUPYTER{name}": str(tmp_path / name)
         for name in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR")
     }
+    # A kernel runs any code, so others on this machine must not reach it: they see command lines,
+    # not the environment.
+    own["JUPYTER_TOKEN"] = token = secrets.token_hex(32)
     with (tmp_path / "lab.log").open("w") as log:
         server = subprocess.Popen(
             command,
@@ -528,12 +533,14 @@ def lab(tmp_path: Path) -> Iterator[str]:
     try:
         for _ in range(300):
             try:
-                urllib.request.urlopen(f"{address}/api", timeout=5).read()
+                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).read()
                 break
             except OSError:
                 assert server.poll() is None, (tmp_path / "lab.log").read_text()
                 time.sleep(0.2)
-        yield address
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/api/status", timeout=5)
+        yield f"{address}/lab/tree/live.ipynb?token={token}"
     finally:
         server.terminate()  # and with it, its kernel
         server.wait(30)
@@ -551,7 +558,7 @@ def test_in_jupyterlab_the_kernel_answers(browser: Browser, lab: str) -> None:
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(f"{lab}/lab/tree/live.ipynb")
+    page.goto(lab)
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
     page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
