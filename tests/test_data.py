@@ -454,6 +454,10 @@ def small_vgg(tmp_path, monkeypatch):
     path = tmp_path / "vgg16.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": layers}, protocol=3))
     monkeypatch.setattr(weights, "fetch", lambda name: path)
+    # in the order of their names: 0.bias, 0.weight, 2.bias, 2.weight
+    state = [part for k in kernels for part in (k[0, 0, 0], k.transpose(3, 2, 0, 1))]
+    numbers = b"".join(part.tobytes() for part in state)
+    monkeypatch.setattr(weights, "_STATE_SHA256", sha(numbers))
     return kernels, path
 
 
@@ -473,7 +477,10 @@ def test_converted_copy_is_used_and_rebuilt_when_damaged(small_vgg, tmp_path):
     assert data.vgg16_state()["2.weight"].equal(first["2.weight"]), "the copy was not used"
     path.write_bytes(source)
     middle = len(good) // 2
-    for bad in (good[:-10], good[:middle] + b"\xff\x00" + good[middle + 2 :], b""):
+    other = io.BytesIO()
+    torch.save({key: value + 1 for key, value in first.items()}, other)
+    damaged = good[:middle] + b"\xff\x00" + good[middle + 2 :]
+    for bad in (good[:-10], damaged, b"", other.getvalue()):
         copy.write_bytes(bad)
         again = data.vgg16_state()
         assert all(again[key].equal(first[key]) for key in first)
@@ -487,15 +494,27 @@ def test_unwritable_cache_still_gives_weights(small_vgg, tmp_path, monkeypatch):
     assert set(data.vgg16_state()) == set(weights._SHAPES)
 
 
+def test_one_changed_weight_is_refused(small_vgg, tmp_path):
+    kernels, path = small_vgg
+    kernels[1][0, 0, 0, 0] += 1e-6
+    layers = {f"Conv_{i}": {"kernel": k, "bias": k[0, 0, 0]} for i, k in enumerate(kernels)}
+    path.write_bytes(pickle.dumps({"VGG16_0": layers}))
+    with pytest.raises(WrongHash, match=r"made of .*vgg16\.ckpt"):
+        data.vgg16_state()
+    assert not (tmp_path / "cache" / "vgg16" / "features.pt").exists()
+
+
 def test_torchvision_checkpoint_is_preferred(small_vgg, tmp_path, monkeypatch):
-    name = weights._TORCHVISION[0]
-    own = tmp_path / "torch" / "hub" / "checkpoints" / name
+    own = tmp_path / "torch" / "hub" / "checkpoints" / weights._TORCHVISION
     own.parent.mkdir(parents=True)
     theirs = {f"features.{k}": torch.full(shape, 7.0) for k, shape in weights._SHAPES.items()}
     torch.save(theirs | {"classifier.0.weight": torch.zeros(5)}, own)
-    with pytest.warns(UserWarning, match="passed over"):  # not the file that torchvision publishes
-        assert data.vgg16_state()["0.bias"][0] != 7
-    monkeypatch.setattr(weights, "_TORCHVISION", (name, sha(own.read_bytes())[:8]))
+    whole = sha(own.read_bytes())
+    for other in (weights._TORCHVISION_SHA256, whole[:-1] + "0f"[whole[-1] == "0"]):
+        monkeypatch.setattr(weights, "_TORCHVISION_SHA256", other)
+        with pytest.warns(UserWarning, match="passed over"):  # not what torchvision publishes
+            assert data.vgg16_state()["0.bias"][0] != 7
+    monkeypatch.setattr(weights, "_TORCHVISION_SHA256", whole)
     state = data.vgg16_state()
     assert set(state) == set(weights._SHAPES)
     assert (state["0.bias"] == 7).all()

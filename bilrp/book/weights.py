@@ -1,5 +1,6 @@
 """The ImageNet weights of VGG-16's convolutions."""
 
+import hashlib
 import io
 import pickle
 import tempfile
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from bilrp.book.fetch import fetch, store
-from bilrp.book.registry import DataError, cache_dir, digest
+from bilrp.book.registry import DataError, WrongHash, cache_dir, digest
 
 # Where the convolutions stand in torchvision.models.vgg16().features, with their channels.
 _CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}
@@ -22,9 +23,12 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 }
 _SHAPES |= {f"{k}.bias": (c_out,) for k, (_, c_out) in _CONVOLUTIONS.items()}
 
-_TORCHVISION = ("vgg16-397923af.pth", "397923af")  # its name, and how its sha256 begins
+# Sha256 of torchvision's file, and of the weights themselves, see _digest, when converted.
+_TORCHVISION = "vgg16-397923af.pth"
+_TORCHVISION_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 _PICKLE = "vgg16/vgg16.ckpt"
 _CONVERTED = "vgg16/features.pt"
+_STATE_SHA256 = "d649de3c8126095cbd4ddf98051ee4c6eb54127548e4623473d5a202c46418fe"
 
 
 _reconstruct = np.empty(0).__reduce__()[0]
@@ -63,24 +67,24 @@ def vgg16_state() -> dict[str, torch.Tensor]:
     DataError
         As `fetch`, or if the checkpoint holds anything but the arrays of VGG-16.
     """
-    name, prefix = _TORCHVISION
-    own = Path(torch.hub.get_dir()) / "checkpoints" / name
+    own = Path(torch.hub.get_dir()) / "checkpoints" / _TORCHVISION
     if own.is_file():
-        if (found := digest(own)).startswith(prefix):
+        if (found := digest(own)) == _TORCHVISION_SHA256:
             state = torch.load(own, map_location="cpu", weights_only=True, mmap=True)
             mark = "features."
             features = {k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)}
             return _checked({k: v.float().clone() for k, v in features.items()}, own)
-        warnings.warn(f"{own} is passed over: its sha256 is {found}, not {prefix}...", stacklevel=2)
+        warnings.warn(
+            f"{own} is passed over: its sha256 is {found}, not {_TORCHVISION_SHA256}", stacklevel=2
+        )
     return _converted()
 
 
 def _converted() -> dict[str, torch.Tensor]:
     """The registered checkpoint, from its converted copy in the cache where that is whole."""
     copy = cache_dir() / _CONVERTED
-    seal = copy.with_suffix(".sha256")  # torch.load would not notice a changed weight
-    if copy.is_file() and seal.is_file() and digest(copy) == seal.read_text().strip():
-        return _checked(torch.load(copy, map_location="cpu", weights_only=True), copy)
+    if (kept := _read(copy)) is not None:
+        return kept
     source = fetch(_PICKLE)
     with source.open("rb") as stream:
         try:
@@ -94,20 +98,37 @@ def _converted() -> dict[str, torch.Tensor]:
         state[f"{k}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()  # from (h, w, in, out)
         state[f"{k}.bias"] = torch.from_numpy(np.array(layer["bias"], dtype=np.float32))
     _checked(state, source)
-    _keep(state, copy, seal)
+    if (found := _digest(state)) != _STATE_SHA256:
+        raise WrongHash(f"what was made of {source}", _STATE_SHA256, found)
+    _keep(state, copy)
     return state
 
 
-def _keep(state: dict[str, torch.Tensor], copy: Path, seal: Path) -> None:
+def _read(copy: Path) -> dict[str, torch.Tensor] | None:
+    """The converted copy, or None where there is none or it does not hold the known weights."""
+    try:
+        state = torch.load(copy, map_location="cpu", weights_only=True)
+        return state if _digest(_checked(state, copy)) == _STATE_SHA256 else None
+    except Exception:  # a damaged file fails in many ways, and all mean converting again
+        return None
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """Sha256 of the numbers by sorted keys: of a file, it would change with torch's format."""
+    sha = hashlib.sha256()
+    for key in sorted(state):
+        sha.update(state[key].contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return sha.hexdigest()
+
+
+def _keep(state: dict[str, torch.Tensor], copy: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
     # A cache that cannot be written only means converting again next time.
     with suppress(OSError):
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=copy.parent) as work:
-            store(content, copy, Path(work))
-            store(digest(content).encode(), seal, Path(work))
+            store(buffer.getvalue(), copy, Path(work))
 
 
 def _checked(state: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
