@@ -9,9 +9,27 @@ from types import ModuleType
 from bilrp import _names
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
 from bilrp.compare.metrics import acs, invariance, svm_accuracy
-from bilrp.engine.api import Explanation, Factor, explain, factor, lrp
-from bilrp.engine.layers import RelevanceMap, Step, register
-from bilrp.engine.rules import LRP0, ZB, Epsilon, Gamma, Pass, Rule, WinnerTakeAll
+from bilrp.engine.api import explain, factor, features, lrp
+from bilrp.engine.defaults import default_rules
+from bilrp.engine.explanation import Explanation
+from bilrp.engine.factors import Factor, load
+from bilrp.engine.modules import RelevanceMap, Step
+from bilrp.engine.registered import register, registered
+from bilrp.engine.rules import (
+    CPLRP,
+    LRP0,
+    ZB,
+    AlphaBeta,
+    AttnLRP,
+    Epsilon,
+    Flat,
+    Gamma,
+    Pass,
+    Rule,
+    WinnerTakeAll,
+    WSquare,
+    ZPlus,
+)
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
@@ -21,14 +39,18 @@ from bilrp.show.frames import interact_frames
 
 __version__ = "0.1.0"
 __all__ = [
+    "CPLRP",
     "LRP0",
     "VGG16_NAMES",
     "ZB",
+    "AlphaBeta",
+    "AttnLRP",
     "BigramNetwork",
     "Epsilon",
     "Explanation",
     "Explorer",
     "Factor",
+    "Flat",
     "Gamma",
     "MaxOverTransforms",
     "Pass",
@@ -36,17 +58,23 @@ __all__ = [
     "Rule",
     "Step",
     "Trace",
+    "WSquare",
     "WinnerTakeAll",
+    "ZPlus",
     "acs",
     "curvature",
+    "default_rules",
     "explain",
     "factor",
+    "features",
     "hessian_x_product",
     "interact_frames",
     "invariance",
+    "load",
     "lrp",
     "normalize",
     "register",
+    "registered",
     "saliency",
     "svm_accuracy",
     "vgg16",

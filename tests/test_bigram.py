@@ -11,7 +11,7 @@ from torch import nn
 
 import bilrp
 from bilrp.book import tables
-from bilrp.engine.layers import Step
+from bilrp.engine.modules import Step
 from bilrp.engine.trace import Trace, builder_of
 from bilrp.models import bigram
 from bilrp.models.bigram import And, BigramNetwork, Ink, Or, SumPool, digit_convolutions

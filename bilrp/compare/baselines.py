@@ -11,9 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bilrp.engine.api import one_input
-from bilrp.engine.ownership import Groups
-from bilrp.engine.trace import check_finite
+from bilrp.engine.owners import Groups, check_finite, one_input
+from bilrp.engine.record import exact, place_and_format, shadow
 
 
 def saliency(model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None = None) -> Tensor:
@@ -119,31 +118,27 @@ def hessian_x_product(
 
 def _input(model: nn.Module, x: Tensor, groups: int | Tensor | None) -> tuple[Tensor, Groups]:
     """The checked input (1, ...), in the model's type and place, and its groups."""
-    batch = one_input(x)
+    batch = one_input(x, model)
     check_finite(batch)
-    some = next((p for p in model.parameters() if p.is_floating_point()), batch)
-    return batch.detach().to(some), Groups(batch, groups)
+    place, form = place_and_format(model, batch, None, None)
+    return batch.detach().to(device=place, dtype=form), Groups(batch, groups)
 
 
 def _jacobians(
     model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None
 ) -> list[tuple[Tensor, Tensor, Groups]]:
     """At both inputs: J = dphi_k/dx_i, (features, ...), the input (1, ...), and its groups."""
-    modes = {m: m.training for m in model.modules()}
-    state = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
+    found = []
+    for t in (x, x2):
+        v, owners = _input(model, t, groups)
+        copied = shadow(model, v.dtype, v.device)
 
-    def features(v: Tensor) -> Tensor:
-        return torch.func.functional_call(model, state, (v,))[0].flatten()
+        def features(w: Tensor, copied: nn.Module = copied) -> Tensor:
+            return copied(w)[0].flatten()
 
-    model.eval()
-    try:
-        found = []
-        for t in (x, x2):
-            v, owners = _input(model, t, groups)
-            found.append((torch.func.jacrev(features)(v)[:, 0].detach(), v, owners))
-    finally:
-        for m, training in modes.items():
-            m.training = training
+        with exact():
+            jacobian = torch.func.jacrev(features)(v)[:, 0].detach()
+        found.append((jacobian, v, owners))
     if len(found[0][0]) != len(found[1][0]):
         raise ValueError(
             f"the two inputs have different numbers of features, {len(found[0][0])} and "

@@ -1,7 +1,7 @@
-"""BiLRP: exact explanations of a similarity y(x, x') = <phi(x), phi(x')> on pairs of features.
+"""Exact explanations of a similarity y(x, x') = <phi(x), phi(x')> on pairs of input features.
 
-Every patch p of the input owns a share u_k^(p) of every feature a_k (Eberle et al. 2022, Eq. 5,
-read forwards). The explanation, pooled over patches, is one matrix product of two factors that each
+Every owner p of the input owns a part a_k u_k^(p) of every feature a_k (Eberle et al. 2022, Eq. 5,
+read forwards). The explanation, pooled over owners, is one matrix product of two factors that each
 depend on one input alone:
 
     R_pp' = sum_k (a_k u_k^(p)) (a'_k u'_k^(p')) = A A'^T.
@@ -9,218 +9,110 @@ depend on one input alone:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from bilrp.engine.ownership import (
-    Groups,
-    Patches,
+from bilrp.engine.defaults import default_rules
+from bilrp.engine.explanation import Explanation
+from bilrp.engine.factors import Factor, Identity, combined, fingerprint
+from bilrp.engine.features import (
+    check_sum,
+    owned_by_all,
     parts_of_features,
     pull_projected,
     random_projection,
 )
-from bilrp.engine.rules import Rules
-from bilrp.engine.trace import Trace, check_finite
+from bilrp.engine.owners import check_finite, one_input, owners_of
+from bilrp.engine.rules import RuleBook, Rules
+from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
-from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
-if TYPE_CHECKING:
-    from bilrp.show.explorer import Explorer
+Model = nn.Module | tuple[nn.Module, nn.Module]
 
 
 @torch.no_grad()
-def lrp(model: nn.Module, x: Tensor, rules: Rules, output: Tensor | None = None) -> Tensor:
+def lrp(
+    model: nn.Module,
+    x: Tensor | Sequence[Tensor],
+    rules: Rules | None = None,
+    output: Tensor | None = None,
+) -> Tensor:
     """First-order LRP: relevance of each input feature for given relevances of the outputs.
 
     Parameters
     ----------
     model : nn.Module
-        `nn.Sequential` of supported layers (nested ones are opened); left as it is.
-    x : Tensor (...) or (N, ...)
-        Network input.
-    rules : Rule or mapping from layer numbers to rules
-        See `bilrp.Gamma`, `bilrp.vgg16_rules`.
-    output : Tensor (...), (N, ...) or, for one input, (K, ...), optional
+        Any model that `bilrp.explain` takes; left as it is.
+    x : Tensor, or list of Tensor
+        One network input, or several of one shape.
+    rules : Rule or mapping, optional
+        See `bilrp.explain`.
+    output : Tensor (...), for one input (K, ...), for N inputs (N, ...), optional
         Relevances of the outputs; default: the outputs themselves.
 
     Returns
     -------
     Tensor
-        Of the input's shape; (K, ...) for one input and K output relevances.
+        Of the input's shape; (K, ...) for one input and K output relevances, (N, ...) for N inputs.
 
     Raises
     ------
     ValueError
         For inputs that do not fit the model, hold NaN, or outputs of another shape.
     NotImplementedError
-        For a layer without a rule or map.
+        For a call without a map.
 
     Source
     ------
     Bach et al. (2015); rules as in Eberle et al. (2022), Section 3.3.
     """
-    batch, single = _batched(x)
-    trace = Trace(model, batch, rules)
+    several = not isinstance(x, Tensor)
+    items = [one_input(v, model) for v in x] if several else [one_input(x, model)]
+    for v in items:
+        check_finite(v)
+    if not items or any(v.shape != items[0].shape for v in items):
+        raise ValueError("give one or more inputs of one shape")
+    trace = Trace(model, torch.cat(items), default_rules(model) if rules is None else rules)
     shape = tuple(trace.features.shape[1:])
-    relevance = trace.features if output is None else output.to(trace.features)
-    keep_batch = not single
+    if trace.features.shape[0] != len(items):
+        raise ValueError(f"the model makes {tuple(trace.features.shape)} of {len(items)} inputs")
+    relevance, one = trace.features[None], True
     if output is not None:
-        if tuple(relevance.shape) == shape:
-            relevance = relevance[None].expand(len(batch), *shape)
-        elif tuple(relevance.shape[1:]) == shape and len(relevance) in (len(batch), 1):
-            relevance = relevance.expand(len(batch), *shape)
-            keep_batch = keep_batch or len(output) == 1
-        elif tuple(relevance.shape[1:]) == shape and len(batch) == 1:
-            keep_batch = True
+        relevance = output.to(trace.features)
+        one = tuple(output.shape) == shape
+        if several and tuple(output.shape) == tuple(trace.features.shape):
+            relevance = relevance[None]
+        elif one:
+            relevance = relevance[None, None].expand(1, len(items), *shape)
+        elif not several and tuple(output.shape[1:]) == shape:
+            relevance = relevance[:, None]
         else:
             raise ValueError(
                 f"output must have the shape {shape} or (K, *{shape}) for one input, with K = N "
-                f"for N inputs; got {tuple(output.shape)} for {len(batch)} input(s)"
+                f"for N inputs; got {tuple(output.shape)} for {len(items)} input(s)"
             )
     result = trace.pull(relevance)[0]
-    return result if keep_batch else result[0]
-
-
-@dataclass(frozen=True)
-class Factor:
-    """What one input contributes to every explanation it takes part in; made by `bilrp.factor`.
-
-    Attributes
-    ----------
-    values : Tensor (patches, M) or, in windows, (patches, channels, rows, cols)
-        A_pk = a_k u_k^(p), the part of feature k that patch p owns. M is the number of features,
-        or of projected dimensions.
-    grid : tuple of int
-        Patches as the explanation arranges them: (H/p, W/p) or (G,).
-    absorbed : Tensor (layers, M)
-        The parts of the features that the layers' biases own.
-    owners : tuple of str
-        "input" and the names of the layers with a bias.
-    features : Tensor (M,)
-        a_k, the sum of all parts.
-    feature_shape : tuple of int
-        Shape of the model's output before it was flattened to M numbers.
-    spans : tuple of Span or None
-        Where the windows lie, for factors that are kept in windows.
-    """
-
-    values: Tensor
-    grid: tuple[int, ...]
-    absorbed: Tensor
-    owners: tuple[str, ...]
-    features: Tensor
-    feature_shape: tuple[int, ...]
-    spans: tuple[Span, Span] | None = None
-
-    def dense(self) -> Tensor:
-        """The factor as one matrix A, (patches, M)."""
-        if self.spans is None:
-            return self.values
-        return place(self.values, *self.spans, self.feature_shape[-2:]).flatten(1)
-
-    def owned(self) -> Tensor:
-        """Parts of the features by owner, (owners, M) in float64; the first row is the input's."""
-        if self.spans is None:
-            whole = self.values.sum(0, dtype=torch.float64)
-        else:
-            whole = sum_of_windows(self.values, *self.spans, self.feature_shape[-2:]).flatten()
-        return torch.cat([whole[None], self.absorbed.double()])
-
-    def explain(self, other: Factor) -> Explanation:
-        """Explain the similarity with another input: one matrix product.
-
-        Raises
-        ------
-        ValueError
-            If the two do not have the same number of features, or not the same owners.
-        """
-        if len(self.features) != len(other.features):
-            raise ValueError(
-                "the two inputs have different numbers of features, "
-                f"{self.feature_shape} and {other.feature_shape}; the dot product needs as many on "
-                "both sides: use images of one size, or end the model with global pooling"
-            )
-        if self.owners != other.owners:
-            raise ValueError(f"the factors are of different models: {self.owners}, {other.owners}")
-        if self.spans and other.spans and self.feature_shape == other.feature_shape:
-            width = self.feature_shape[-1]
-            relevance = product_of_windows(
-                self.values, *self.spans, other.values, *other.spans, width
-            )
-        else:
-            relevance = self.dense() @ other.dense().T
-        return Explanation(
-            relevance=relevance.reshape(*self.grid, *other.grid),
-            similarity=float(self.features.double() @ other.features.double()),
-            owners=self.owners,
-            ledger=self.owned() @ other.owned().T,
-        )
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The similarity of two inputs, shared out among the pairs of their features.
-
-    Attributes
-    ----------
-    relevance : Tensor (H/p, W/p, H'/p, W'/p) for images, (G, G') for vectors
-        R_pp', in units of the similarity.
-    similarity : float
-        y(x, x') = <phi(x), phi(x')>.
-    owners : tuple of str
-        "input", then each layer with a bias, from bottom to top.
-    ledger : Tensor (owners, owners), float64
-        The whole similarity by pairs of owners. It sums to `similarity`, and its first entry is
-        what the inputs carry, the sum of `relevance`.
-    """
-
-    relevance: Tensor
-    similarity: float
-    owners: tuple[str, ...]
-    ledger: Tensor
-
-    def __repr__(self) -> str:
-        share = float(self.ledger[0, 0]) / self.similarity if self.similarity else 0.0
-        shape = " x ".join(map(str, self.relevance.shape))
-        return f"Explanation({shape}, similarity={self.similarity:.6g}, inputs carry {share:.1%})"
-
-    @property
-    def matrix(self) -> Tensor:
-        """`relevance` as a matrix (patches of x, patches of x')."""
-        half = self.relevance.dim() // 2
-        return self.relevance.flatten(half).flatten(0, half - 1)
-
-    def plot(self, x: Tensor, x2: Tensor, **options):
-        """Draw both images with arcs between their patches; see `bilrp.plot.arcs`."""
-        from bilrp.show.plot import arcs
-
-        return arcs(self, x, x2, **options)
-
-    def explore(
-        self,
-        x: Tensor,
-        x2: Tensor,
-        similarity: Callable[[Tensor, Tensor], float] | None = None,
-        names: tuple[str, str] = ("First picture", "Second picture"),
-        alt: str | None = None,
-    ) -> Explorer:
-        """Both images, to point at: shows the partners of a patch; see `bilrp.Explorer`."""
-        from bilrp.show.explorer import Explorer
-
-        return Explorer(self, x, x2, similarity, names, alt)
+    if several:
+        return result[0]
+    result = result[:, 0]
+    if isinstance(x, Tensor) and x.dim() == items[0].dim():
+        return result[0][None] if one else result
+    return result[0] if one else result
 
 
 def explain(
-    model: nn.Module,
+    model: Model,
     x: Tensor | Factor,
     x2: Tensor | Factor,
     rules: Rules | None = None,
     patch: int = 8,
     groups: int | Tensor | None = None,
+    similarity: str = "dot",
     project: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -231,18 +123,26 @@ def explain(
 
     Parameters
     ----------
-    model : nn.Module
-        `nn.Sequential` of supported layers, or `bilrp.MaxOverTransforms` of one; evaluated as in
-        eval mode and left as it is.
-    x, x2 : Tensor (C, H, W) or (1, C, H, W); (d,) or (1, d); or Factor
-        The two network inputs, or their factors from `bilrp.factor`.
-    rules : Rule or mapping from layer numbers (from 1) or ranges to rules
-        Needed unless both inputs are factors.
+    model : nn.Module or (nn.Module, nn.Module)
+        Any module whose forward is made of torch functions, a pair (f, g) of two encoders, one for
+        each input, or `bilrp.MaxOverTransforms`; evaluated as in eval mode and left as it is.
+    x, x2 : Tensor (C, H, W), (d,), (T, d) or, for tokens, (T,) of int64; or Factor
+        The two network inputs, or their factors from `bilrp.factor`. A tensor is one input; a
+        leading 1 is its batch dimension.
+    rules : Rule or mapping, optional
+        One rule for all layers with weights, or a mapping from places (numbers of leaf modules from
+        1, ranges), names or name patterns, module types or predicates to rules. Default:
+        `bilrp.default_rules`.
     patch : int
         Side of the square patches over which relevance of an image is summed, in pixels.
     groups : int or Tensor of int, optional
-        Other groups of features: a number of consecutive ones, or the group id 0..G-1 of each
-        (shape of the input, or (H, W) for images). Vectors: default 1.
+        Other owners: a number of consecutive features, or the group id 0..G-1 of each feature (shape
+        of the input), pixel (H, W) or row (T,): segments, tokens, time windows. Default: patches of
+        an image, features of a vector, rows of (T, d), tokens. For two inputs of different shape,
+        give factors.
+    similarity : str
+        "dot"; "cosine"; "-l2", minus the squared distance, whose `relevance` holds the cross term
+        and `within` the other two.
     project : int, optional
         Use the paper's random projection of the features to this many dimensions, scaled so that
         the result is an unbiased estimate of the exact explanation. Default: exact.
@@ -254,7 +154,7 @@ def explain(
     device : torch.device, optional
         Default: the model's.
     chunk : int, optional
-        Patches (or projected dimensions) computed at once. Default: what is fast within about 1 GB.
+        Owners (or projected dimensions) computed at once. Default: what is fast within about 1 GB.
 
     Returns
     -------
@@ -264,11 +164,17 @@ def explain(
     ------
     ValueError
         For inputs that do not fit the model or each other, NaN, a patch that does not divide the
-        image, or pixels outside the bounds of a z^B rule.
+        image, rules that fit no module, factors of different make, or pixels outside the bounds of
+        a z^B rule.
     NotImplementedError
-        For a layer without a rule or map.
+        For a call without a map on the way of relevance, or a model that cannot be followed.
     MemoryError
-        If not even one patch at a time fits.
+        If not even one owner at a time fits.
+
+    Warns
+    -----
+    UserWarning
+        If magnitudes exceed 1e4 |y|: the explanation is mostly cancellation.
 
     Source
     ------
@@ -277,67 +183,132 @@ def explain(
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
     )
-    if rules is None and not (isinstance(x, Factor) and isinstance(x2, Factor)):
-        raise ValueError("explain needs rules, for example bilrp.Gamma(0.1) or bilrp.vgg16_rules()")
     if isinstance(model, MaxOverTransforms):
-        return _explain_best_views(model, x, x2, rules, chunk=chunk, **options)
-    first, second = (
-        v if isinstance(v, Factor) else factor(model, v, rules, chunk=chunk, **options)
-        for v in (x, x2)
-    )
-    return first.explain(second)
+        return _explain_best_views(model, x, x2, rules, similarity, chunk=chunk, **options)
+    models = model if isinstance(model, tuple) else (model, model)
+    if len(models) != 2 or not all(isinstance(m, nn.Module) for m in models):
+        raise ValueError(f"model must be an nn.Module or a pair of them, got {model!r}"[:300])
+    factors = []
+    for m, v in zip(models, (x, x2), strict=True):
+        if isinstance(v, Factor):
+            if v.identity.model != fingerprint(m):
+                raise ValueError(
+                    "the factor is of another model than the one given: its weights or structure "
+                    "differ"
+                )
+            factors.append(v)
+        else:
+            factors.append(factor(m, v, rules, chunk=chunk, **options))
+    e = combined(*factors, similarity, encoders=models[0] is not models[1])
+    _warn_of_cancellation(e)
+    return e
 
 
+def _warn_of_cancellation(e: Explanation) -> None:
+    size = float(e.relevance.abs().sum(dtype=torch.float64))
+    if size > 1e4 * abs(e.similarity) > 0:
+        warnings.warn(
+            f"the magnitudes of the relevances add up to {size / abs(e.similarity):.1e} times the "
+            "similarity: the explanation is mostly cancellation. Use a larger gamma.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+@overload
+def factor(model: nn.Module, x: Tensor, rules: Rules | None = None, **options) -> Factor: ...
+@overload
+def factor(
+    model: nn.Module, x: Sequence[Tensor], rules: Rules | None = None, **options
+) -> list[Factor]: ...
 @torch.no_grad()
 def factor(
-    model: nn.Module,
-    x: Tensor,
-    rules: Rules,
-    patch: int = 8,
-    groups: int | Tensor | None = None,
-    project: int | None = None,
-    seed: int = 0,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    chunk: int | None = None,
-) -> Factor:
+    model,
+    x,
+    rules=None,
+    patch=8,
+    groups=None,
+    project=None,
+    seed=0,
+    dtype=None,
+    device=None,
+    chunk=None,
+):
     """The factor A of one input: compute it once, explain the input with any other.
 
     `factor(model, x, rules).explain(factor(model, x2, rules))` is `explain(model, x, x2, rules)`.
-    Parameters and errors are those of `bilrp.explain`.
+    For a list of inputs, a list of factors. Parameters and errors are those of `bilrp.explain`.
     """
     for name, value in (("patch", patch), ("project", project), ("chunk", chunk)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    batch = one_input(x)
-    owners = Patches(batch, patch) if groups is None and batch.dim() == 4 else None
-    if owners is None:
-        owners = Groups(batch, groups)
+    options = dict(
+        patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
+    )
+    if isinstance(x, list | tuple):
+        return [factor(model, v, rules, chunk=chunk, **options) for v in x]
+    batch = one_input(x, model)
+    check_finite(batch)
+    owners = owners_of(batch, patch, groups)
+    rules = default_rules(model, x) if rules is None else rules
     trace = Trace(model, batch, rules, dtype, device)
-    features = trace.features[0].flatten()
+    features, exact, spans = trace.features.flatten(), None, None
+    shape = tuple(trace.features.shape[1:])
     if project is None:
         values, absorbed, spans = parts_of_features(trace, owners, chunk)
+        projection = "none, exact"
     else:
-        projection = random_projection(project, len(features), seed).to(features)
-        values, absorbed = pull_projected(trace, owners, projection, chunk)
-        features, spans = projection @ features, None
+        w = random_projection(project, len(features), seed).to(features)
+        values, absorbed = pull_projected(trace, owners, w, chunk)
+        exact, features, shape = features, w @ features, (project,)
+        check_sum(values.sum(0) + absorbed.sum(0), features, values, "the projected features")
+        projection = f"{project} dimensions, seed {seed}"
     return Factor(
         values=values,
         grid=owners.grid,
         absorbed=absorbed,
         owners=("input", *trace.absorbing),
         features=features,
-        feature_shape=tuple(trace.features.shape[1:]) if project is None else (project,),
+        feature_shape=shape,
         spans=spans,
+        identity=Identity(fingerprint(model), str(RuleBook(rules)), projection),
+        exact=exact,
     )
+
+
+@torch.no_grad()
+def features(
+    model: nn.Module,
+    x: Tensor,
+    rules: Rules | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """What the engine computed as the model's features, from the parts of all owners.
+
+    To be compared with `model(x[None])`: the sum of what the input and all sinks own, pushed through
+    every map.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of the model's output, with its batch dimension of 1.
+    """
+    batch = one_input(x, model)
+    check_finite(batch)
+    trace = Trace(model, batch, default_rules(model, x) if rules is None else rules, dtype, device)
+    return owned_by_all(trace).sum(0).view(trace.features.shape)
 
 
 def _explain_best_views(
     model: MaxOverTransforms,
     x: Tensor | Factor,
     x2: Tensor | Factor,
-    rules: Rules,
+    rules: Rules | None,
+    similarity: str,
     groups: int | Tensor | None,
+    dtype: torch.dtype | None,
     device: torch.device | str | None,
     **options,
 ) -> Explanation:
@@ -347,39 +318,16 @@ def _explain_best_views(
             "with MaxOverTransforms give both images themselves (which views are best depends on "
             "both) and `patch`, not factors or groups"
         )
-    place = device or next((p.device for p in model.parameters()), x.device)
-    x, x2 = (one_input(v).to(place) for v in (x, x2))
+    if similarity != "dot":
+        raise ValueError('MaxOverTransforms is a maximum of dot products: similarity="dot"')
+    x, x2 = (one_input(v, model.model) for v in (x, x2))
     for v in (x, x2):
         check_finite(v)
-    views = model.best(x, x2)
+    views = model.best(x, x2, dtype, device)
     factors = [
-        factor(model.model, view.of(v), rules, device=place, **options)
+        factor(model.model, view.of(v), rules, dtype=dtype, device=device, **options)
         for view, v in zip(views, (x, x2), strict=True)
     ]
     e = factors[0].explain(factors[1])
     relevance = views[0].undo(e.relevance, (0, 1))
     return replace(e, relevance=views[1].undo(relevance, (2, 3)))
-
-
-def one_input(x: Tensor) -> Tensor:
-    """A single input with its batch dimension; ValueError for anything else."""
-    batch, _ = _batched(x)
-    if len(batch) != 1:
-        raise ValueError(f"give one input at a time, got a batch of {len(batch)}: {tuple(x.shape)}")
-    return batch
-
-
-def _batched(x: Tensor) -> tuple[Tensor, bool]:
-    """The input with its batch dimension, and whether it had to be added."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}")
-    if x.dim() in (1, 3):
-        return x[None], True
-    if x.dim() in (2, 4):
-        return x, False
-    raise ValueError(
-        "x must be an image (C, H, W) or (1, C, H, W), or a vector (d,) or (1, d); got the shape "
-        f"{tuple(x.shape)}"
-    )

@@ -1,17 +1,22 @@
 """LRP rules: how one layer shares the relevance of its outputs among its inputs.
 
 A rule does not propagate anything itself. It turns the activations and parameters of one layer into
-the *denominators* z_k and the terms that they are made of; `bilrp.layers` builds from these the one
-linear map that both pulling relevance back and pushing ownership forward use.
+the *denominators* z_k and the terms that they are made of; `bilrp.engine.maps` builds from these
+the one linear map that both pulling relevance back and pushing ownership forward use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bilrp.engine.record import Place
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Branch:
         and must divide by the very same float).
     epsilon : float
         Stabiliser, added to z_k with the sign of z_k.
+    part : float
+        How much of the relevance this set shares out; the sets of one output make 1 in all.
     """
 
     terms: tuple[tuple[Tensor, Tensor], ...]
@@ -38,10 +45,20 @@ class Branch:
     where: Tensor | None = None
     z: Tensor | None = None
     epsilon: float = 0.0
+    part: float = 1.0
 
 
 class Rule:
-    """Base class of all rules."""
+    """Base class of all rules.
+
+    Attributes
+    ----------
+    applies : str
+        "weights" (convolutions, linear layers, batch norm that is not folded) or "products" (gates
+        and attention, softmax included).
+    """
+
+    applies: ClassVar[str] = "weights"
 
     def branches(
         self, a: Tensor, weight: Tensor, bias: Tensor | None, pre: Tensor, out: Tensor
@@ -64,8 +81,8 @@ class Rule:
 class Epsilon(Rule):
     """LRP-epsilon: R_j = sum_k a_j w_jk / (z_k + epsilon sign z_k) R_k.
 
-    The stabiliser absorbs a share epsilon / (abs(z_k) + epsilon) of the relevance; in the ledger
-    that share stands with the bias of the same layer.
+    The stabiliser absorbs a share epsilon / (abs(z_k) + epsilon) of the relevance; it has a row of
+    its own in the ledger.
 
     Source
     ------
@@ -103,27 +120,40 @@ class LRP0(Rule):
 
 @dataclass(frozen=True)
 class Gamma(Rule):
-    """LRP-gamma: positive contributions count 1 + gamma times.
+    """LRP-gamma: contributions that speak for the output count 1 + gamma times.
 
-    For a_j >= 0 and an output a_k > 0 this is the paper's rule, rho(w) = w + gamma max(0, w) for
-    weights and biases. Signed inputs and negative outputs (a last layer without a ReLU) use its
-    generalisation: contributions with the sign of the output are the ones that are enlarged. So
-    abs(z_k) >= abs(a_k) always, and gamma can only make the division safer.
+    For a layer between two ReLUs this is the paper's rule, rho(w) = w + gamma max(0, w) for weights
+    and biases. Where several linear operations lie between one activation and the next (a norm, a
+    shortcut, another convolution), gamma is *joint*: it acts on the contributions of whole paths
+    through that segment, which is normalised once, at its end, with the gamma of its last layer
+    with weights. Contributions with the sign of the segment's output are the ones that are
+    enlarged, so abs(z_k) >= abs(pre-activation) always, and for gamma > 0 the magnitudes of the
+    contributions add up to at most (2 + gamma) / gamma times abs(z_k).
+
+    Parameters
+    ----------
+    gamma : float
+    biases : str
+        "owners": a bias keeps what it contributes, as in the ledger of the paper's rule. "shared":
+        a segment's biases hand it on to the other contributions of their sign in that segment.
 
     Source
     ------
-    Eberle et al. (2022), Eq. (2) and (5); Montavon et al. (2019), Section 10.2.3.
+    Eberle et al. (2022), Eq. (2) and (5); Montavon et al. (2019), Section 10.2.3. Joint: this book.
 
     Raises
     ------
     ValueError
-        If gamma is negative or not finite.
+        If gamma is negative or not finite, or biases is another word.
     """
 
     gamma: float = 0.25
+    biases: str = "owners"
 
     def __post_init__(self) -> None:
         _check_non_negative("gamma", self.gamma)
+        if self.biases not in ("owners", "shared"):
+            raise ValueError(f'biases must be "owners" or "shared", got {self.biases!r}')
 
     def branches(self, a, weight, bias, pre, out):
         if self.gamma == 0:
@@ -183,8 +213,85 @@ class ZB(Rule):
                 f"each channel within its own bounds; found values from {float(a.min()):.4g} to "
                 f"{float(a.max()):.4g}. For VGG-16 pass bilrp.normalize(x) with x in [0, 1]."
             )
+        # What misses its box by rounding widens it: no contribution may become negative.
+        low, high = torch.minimum(low, a), torch.maximum(high, a)
         up, down = weight.clamp(min=0), weight.clamp(max=0)
         return [Branch(((a, weight), (-low, up), (-high, down)), None)]
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """LRP-alpha-beta: alpha parts of what is positive, beta = alpha - 1 of what is negative.
+
+    R_j = sum_k (alpha (a_j w_jk)^+ / z_k^+ - beta (a_j w_jk)^- / z_k^-) R_k. Where an output has no
+    positive (or no negative) contribution, its part has no owner and stands in the ledger.
+
+    Source
+    ------
+    Bach et al. (2015), Eq. (60).
+
+    Raises
+    ------
+    ValueError
+        If alpha is less than 1 or not finite.
+    """
+
+    alpha: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number >= 1, got {self.alpha}")
+
+    def branches(self, a, weight, bias, pre, out):
+        def branch(sign: int, part: float) -> Branch:
+            def side(t: Tensor | None, s: int) -> Tensor | None:
+                return None if t is None else t.clamp(min=0) if s > 0 else t.clamp(max=0)
+
+            terms = [(a.clamp(min=0), side(weight, sign))]
+            if bool((a < 0).any()):
+                terms.append((a.clamp(max=0), side(weight, -sign)))
+            return Branch(tuple(terms), side(bias, sign), part=part)
+
+        found = [branch(+1, self.alpha)]
+        return found if self.alpha == 1 else [*found, branch(-1, 1 - self.alpha)]
+
+
+@dataclass(frozen=True)
+class ZPlus(AlphaBeta):
+    """The z^+ rule: shares in proportion to the positive contributions alone; alpha = 1.
+
+    Source
+    ------
+    Montavon et al. (2017), Section 5.2.
+    """
+
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """The w^2 rule, for inputs without bounds: shares in proportion to the squared weights.
+
+    Source
+    ------
+    Montavon et al. (2017), Section 5.1.
+    """
+
+    def branches(self, a, weight, bias, pre, out):
+        return [Branch(((torch.ones_like(a), weight.square()),), None)]
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """The flat rule: every input of a neuron gets an equal share, whatever it holds.
+
+    Source
+    ------
+    Lapuschkin et al. (2019), supplementary note 3.
+    """
+
+    def branches(self, a, weight, bias, pre, out):
+        return [Branch(((torch.ones_like(a), torch.ones_like(weight)),), None)]
 
 
 @dataclass(frozen=True)
@@ -201,13 +308,162 @@ class Pass(Rule):
 class WinnerTakeAll(Rule):
     """All relevance of a pooled output goes to the input that won: Eq. (6) for max-pooling.
 
+    This is what max-pooling does without being told.
+
     Source
     ------
     Eberle et al. (2022), Eq. (3) and (6): grad a_k is one at the winner, zero elsewhere.
     """
 
 
-Rules = Rule | Mapping[int | range, Rule]
+@dataclass(frozen=True)
+class CPLRP(Rule):
+    """Products: the gate is a number, the other factor takes all. The default.
+
+    In attention the softmax weights are the gate and the values take all. A gate is what comes out
+    of softmax, sigmoid, erf or 1 / sqrt; then tanh; a product of two factors of one kind is
+    refused unless `take` says which of them takes the relevance.
+
+    Parameters
+    ----------
+    take : int or None
+        1 for the first factor, 2 for the second, None for the rule of gates.
+
+    Source
+    ------
+    Ali et al. (2022), "XAI for Transformers"; for LSTM gates Arras et al. (2017).
+    """
+
+    take: int | None = None
+    applies: ClassVar[str] = "products"
+
+    def __post_init__(self) -> None:
+        if self.take not in (None, 1, 2):
+            raise ValueError(f"take must be 1, 2 or None, got {self.take!r}")
+
+
+@dataclass(frozen=True)
+class AttnLRP(Rule):
+    """Products: half for each factor; softmax by its first-order expansion.
+
+    R_i = x_i (R_i - s_i sum_j R_j) at a softmax s of x; what it does not hand on stands in the
+    ledger.
+
+    Source
+    ------
+    Achtibat et al. (2024), "AttnLRP", Section 3.3.
+    """
+
+    applies: ClassVar[str] = "products"
+
+
+Key = int | range | str | type | Callable[[nn.Module], bool]
+Rules = Rule | Mapping[Any, Rule]
+
+
+class RuleBook:
+    """Which rule applies where.
+
+    Parameters
+    ----------
+    rules : Rule or mapping
+        One rule for all layers with weights, or by place (number of a leaf module, from 1, or a
+        range of them), by name or name pattern such as "layer4.*", by module type, or by a
+        predicate of the module. The first key that fits a call decides.
+
+    Raises
+    ------
+    TypeError
+        If `rules` is neither a Rule nor such a mapping.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        if isinstance(rules, Rule):
+            self.items: list[tuple[Any, Rule]] = [("*", rules)]
+        elif isinstance(rules, Mapping):
+            self.items = list(rules.items())
+        else:
+            raise TypeError(
+                "rules must be one Rule for all layers, such as bilrp.Gamma(0.1), or a dict from "
+                "layer numbers (int or range, counted from 1), names, types or predicates to "
+                f"Rules; got {type(rules).__name__}"
+            )
+        for key, rule in self.items:
+            known = isinstance(key, int | range | str | type) or callable(key)
+            if not known or isinstance(key, bool) or not isinstance(rule, Rule):
+                raise TypeError(
+                    "rules: expected int or range (places), str (name pattern), type or predicate "
+                    f"-> Rule, got {key!r} -> {rule!r}"
+                )
+
+    def at(self, place: Place, what: str) -> Rule | None:
+        """The rule for an operation in a module, None where the operation's own way applies.
+
+        Parameters
+        ----------
+        what : str
+            "weights", "products", or "other": norms, pooling, sums, which only a key that means
+            their module in particular reaches.
+        """
+        for key, rule in self.items:
+            wide = isinstance(key, range) or key == "*"
+            if rule.applies != ("products" if what == "products" else "weights"):
+                continue
+            if not (wide and what == "other") and self.fits(key, place):
+                return rule
+        return None
+
+    @staticmethod
+    def fits(key: Any, place: Place) -> bool:
+        """Whether a key means the module of this place."""
+        return fits(key, place.module, place.name, place.number)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse keys that fit nothing in the model; ranges of numbers may."""
+        number, places = 0, []
+        for name, m in model.named_modules():
+            leaf = next(m.children(), None) is None
+            number += leaf
+            places.append((m, name, number if leaf else None))
+        for key, rule in self.items:
+            if isinstance(key, range) or any(fits(key, *place) for place in places):
+                continue
+            names = ", ".join(repr(n) for _, n, k in places[:60] if k)
+            raise ValueError(
+                f"rules: {key!r} -> {rule!r} fits no module of the model. Its {number} layers are "
+                f"named {names[:400]}{' ...' if len(names) > 400 else ''}"
+            )
+
+    def __str__(self) -> str:
+        """For comparing and storing: the same for the same rules."""
+        return "; ".join(f"{_told(key)}: {_described(rule)}" for key, rule in self.items)
+
+
+def fits(key: Any, module: nn.Module, name: str, number: int | None) -> bool:
+    """Whether a key of a rules mapping means this module."""
+    if isinstance(key, int):
+        return number == key
+    if isinstance(key, range):
+        return number in key if number else False
+    if isinstance(key, str):
+        return fnmatchcase(name, key)
+    if isinstance(key, type):
+        return isinstance(module, key)
+    return bool(key(module))
+
+
+def _told(key: Any) -> str:
+    return getattr(key, "__qualname__", None) or repr(key)
+
+
+def _described(rule: Rule) -> str:
+    if isinstance(rule, ZB):
+        return f"ZB({_numbers(rule.low)}, {_numbers(rule.high)})"
+    return repr(rule)
+
+
+def _numbers(t: float | Tensor) -> list:
+    return [float(f"{v:.6g}") for v in torch.as_tensor(t).flatten().tolist()]
 
 
 def rule_for(rules: Rules, number: int) -> Rule | None:
@@ -216,19 +472,10 @@ def rule_for(rules: Rules, number: int) -> Rule | None:
     Raises
     ------
     TypeError
-        If `rules` is neither a Rule nor a mapping from numbers or ranges of numbers to Rules.
+        As `RuleBook`.
     """
-    if isinstance(rules, Rule):
-        return rules
-    if not isinstance(rules, Mapping):
-        raise TypeError(
-            "rules must be one Rule for all layers, such as bilrp.Gamma(0.1), or a dict from layer "
-            f"numbers (int or range, counted from 1) to Rules; got {type(rules).__name__}"
-        )
-    for key, rule in rules.items():
-        if not isinstance(key, int | range) or not isinstance(rule, Rule):
-            raise TypeError(f"rules: expected int or range -> Rule, got {key!r} -> {rule!r}")
-        if number == key or (isinstance(key, range) and number in key):
+    for key, rule in RuleBook(rules).items:
+        if key == "*" or number == key or (isinstance(key, range) and number in key):
             return rule
     return None
 

@@ -1,120 +1,62 @@
-"""A forward pass under rules that keeps, for each layer, its linear relevance map."""
+"""A recorded run under rules: which map stands where, pushing through all of them, pulling back.
+
+Gamma acts on segments, from one activation to the next. Inside a segment two sets of rows travel:
+p, the parts, through the operations as they are; m, through the same operations with magnitudes for
+coefficients. Of the contributions of all paths, (p + m) / 2 are the positive ones and (p - m) / 2 the
+negative ones. `maps.End` joins the two sets where the segment ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from bilrp.engine.layers import _BUILDERS, RelevanceMap, Step
-from bilrp.engine.rules import LRP0, Pass, Rules, rule_for
-from bilrp.engine.windows import Geometry
+from bilrp.engine.kinds import Run
+from bilrp.engine.maps import Sink, adjoint
+from bilrp.engine.plan import Plan, Stage
+from bilrp.engine.record import Record, exact, place_and_format, shadow
+from bilrp.engine.rules import RuleBook, Rules
 
-_WEIGHTED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
-_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-
-def steps_of(model: nn.Module) -> list[Step]:
-    """Flatten a model into the layers that move relevance.
-
-    Nested `nn.Sequential` are opened, dropout and identities left out, a BatchNorm folded into the
-    weighted layer right before it, and a ReLU joined with the weighted layer it follows. Parameters
-    are read, never written.
-
-    Raises
-    ------
-    NotImplementedError
-        For a layer that has no relevance map, naming it, its type and its place.
-    """
-    steps: list[Step] = []
-    for number, (name, module) in enumerate(_leaves(model, ""), start=1):
-        last = steps[-1] if steps else None
-        if isinstance(module, _NEUTRAL):
-            continue
-        if isinstance(module, nn.ReLU) and last is not None and last.weight is not None:
-            steps[-1] = replace(last, relu=True)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            scale, shift = _affine_of(name, module)
-            foldable = last is not None and isinstance(last.module, nn.Linear | nn.Conv2d)
-            if foldable and not last.relu:
-                weight = last.weight * scale.view(-1, *[1] * (last.weight.dim() - 1))
-                bias = shift if last.bias is None else shift + scale * last.bias
-                steps[-1] = replace(last, weight=weight, bias=bias)
-            else:
-                steps.append(Step(name, number, module, scale, shift))
-        else:
-            step = Step(name, number, module)
-            builder_of(step)
-            if isinstance(module, _WEIGHTED):
-                bias = None if module.bias is None else module.bias.detach()
-                step = replace(step, weight=module.weight.detach(), bias=bias)
-            steps.append(step)
-    return steps
-
-
-def builder_of(step: Step):
-    """The registered builder of a layer's relevance map; NotImplementedError if there is none."""
-    for cls in type(step.module).__mro__:
-        if cls in _BUILDERS and (
-            cls is type(step.module) or type(step.module).forward is cls.forward
-        ):
-            return _BUILDERS[cls]
-    known = ", ".join(sorted(t.__name__ for t in (*_BUILDERS, *_NEUTRAL, nn.Sequential)))
-    kind = type(step.module).__name__
-    raise NotImplementedError(
-        f"{step} has no relevance map. Supported: {known}. Register one of your own with "
-        f"@bilrp.register({kind}), or bring the model into a torch.nn.Sequential of these."
-    )
-
-
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    if plain and type(module) not in _BUILDERS:
-        for child_name, child in module.named_children():
-            yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
-    else:
-        yield name, module
-
-
-def _affine_of(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    if norm.running_mean is None:
-        raise NotImplementedError(
-            f"layer {name!r} ({type(norm).__name__}) keeps no running statistics, so its output "
-            "depends on the other inputs of a batch; use track_running_stats=True."
-        )
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+Pair = tuple[Tensor, Tensor | None]
 
 
 class Trace:
-    """All relevance maps of a model at given inputs.
+    """One input under rules: the run, and the linear maps of relevance along it.
 
     Parameters
     ----------
     model : nn.Module
-        Supported layer or (nested) Sequential of them. Evaluated as in eval mode; not changed.
-    x : Tensor (N, ...)
+        Left as it is; evaluated as in eval mode.
+    x : Tensor
+        As the model takes it, with its batch dimension.
     rules : Rule or mapping
-        One rule for all layers with weights, or layer numbers (from 1) and ranges to rules.
+        See `bilrp.rules.RuleBook`.
     dtype : torch.dtype, optional
-        float32 or float64 for everything; bfloat16 or float16 for the products alone, beside
-        float32. Default: the model's, but at least float32.
+        float32 or float64; bfloat16 and float16 for the products only. Default: the model's, at
+        least float32.
     device : torch.device, optional
         Default: the model's.
 
     Attributes
     ----------
-    maps : list of RelevanceMap
-    features : Tensor (N, ...)
-        Output activations.
+    input : Tensor
+    features : Tensor
+        What the model makes of the input.
+    steps : list of Stage
+        From the input to the features.
+    sinks : list of (int, Sink)
+        Everything that owns parts beside the input, with the number of its value.
+
+    Raises
+    ------
+    NotImplementedError
+        For a call without a map on the way of relevance, naming it.
+    ValueError
+        If a rule's key fits nothing, or the model cannot run the input.
     """
 
-    @torch.no_grad()
     def __init__(
         self,
         model: nn.Module,
@@ -123,133 +65,280 @@ class Trace:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        steps = steps_of(model)
-        a = x.detach().to(*_place_and_format(model, x, dtype, device))
-        product = dtype if dtype in (torch.bfloat16, torch.float16) else None
-        _check_input(steps, a)
-        if a.dim() == 4:
-            a = a.contiguous(memory_format=torch.channels_last)  # a quarter off on a CPU
-        self.input = a
-        self.maps: list[RelevanceMap] = []
-        for i, step in enumerate(steps):
-            _check_size(steps[: i + 1], a)
-            self.maps.append(_build(_moved(step, a), a, rules, product))
-            a = self.maps[-1].output
-        self.features = a
-        live = a != 0
-        for relevance_map in reversed(self.maps):
-            live = relevance_map.prune(live)
+        book = RuleBook(rules)
+        book.check(model)
+        place, form = place_and_format(model, x, dtype, device)
+        self.product = dtype if dtype in (torch.bfloat16, torch.float16) else None
+        x = x.detach()
+        x = x.to(device=place, dtype=form) if x.is_floating_point() else x.to(place)
+        with exact():
+            x = x.clone() if x.is_inference() else x
+            copied = shadow(model, form, place)
+            record = Record(copied, x)
+            _compare_with_model(model, copied, record, x)
+            self.input, self.features = x, record.features
+            self._run = Run(record.values, record.names, book, self.product)
+            self._output = record.output
+            plan = Plan(self._run, record.output, self.product)
+        self.steps, self.closing = plan.steps, plan.closing
+        self._biases = {n: p for n, (p, _) in plan.biases.items()}
+        self.by_number = {step.number: step for step in self.steps}
+        at_end = self.closing.get(self._output)
+        self.closing_sinks = at_end.sinks if at_end else []
+        self.sinks = [(step.number, sink) for step in self.steps for sink in step.sinks]
+        self.sinks += [(self._output, sink) for sink in self.closing_sinks]
+
+    # --- what travels --------------------------------------------------------------------------
 
     @property
     def absorbing(self) -> list[str]:
-        """Names of the layers that keep relevance: those with a bias or a stabiliser."""
-        return [m.step.name for m in self.maps if m.absorbed is not None]
+        """Names of all sinks: layers with a bias, stabilisers, constants; each once, in order."""
+        return list(dict.fromkeys(sink.name for _, sink in self.sinks))
+
+    def data(self, number: int) -> Tensor:
+        return self._run.data(number)
+
+    def told(self, number: int) -> str:
+        """A value's call in words."""
+        return str(self._run.values[number])
+
+    def hidden_biases(self, number: int) -> Tensor | None:
+        """Part of a value that biases own whose rows begin at the segment's end, if any."""
+        return self._biases.get(number)
+
+    @torch.no_grad()
+    def push(self, u: Tensor) -> Tensor:
+        """Push shares of the input, (K, ...), forward to parts of the features, (K, ...)."""
+        return self.push_rows(u, sinks=False)
+
+    def push_rows(self, u: Tensor, sinks: bool, check: Callable | None = None) -> Tensor:
+        """Push rows of shares of the input; with sinks, these are appended as more rows.
+
+        Parameters
+        ----------
+        u : Tensor (K, *input)
+        sinks : bool
+        check : callable (value, rows), optional
+            Called with the value and the parts of all owners at every step.
+        """
+        rows: dict[int, Pair] = {}
+        last = self._last_use()
+        index, count = 0, len(u)
+        for step in self.steps:
+            p, m = self._pushed(step, rows, u)
+            if sinks and step.sinks:
+                p, m = _with_sinks(p, m, step, count + index)
+                index += len(step.sinks)
+            if check is not None:
+                check(step, p)
+            rows[step.number] = (p, m)
+            for n in last[step.number]:
+                rows.pop(n, None)
+        out = self._closed(rows, self._output)
+        if sinks:
+            out = _padded(out, count + index)
+            if self.closing_sinks:
+                out = torch.cat([out, torch.stack([s.part for s in self.closing_sinks])])
+        return out
+
+    def _pushed(self, step: Stage, rows: dict[int, Pair], u: Tensor) -> Pair:
+        if not step.parents:
+            return u, None
+        if step.tokens:
+            shape = self.data(step.number).shape
+            extra = len(shape) - (u.dim() - 1)
+            return u.view(*u.shape, *[1] * extra).expand(len(u), *shape), None
+        if step.local is not None:
+            return step.local.push(self._local_rows(step, rows)), None
+        if step.end is not None:
+            if step.end.f_m is None:
+                return step.end.push(self._parts(step.parents[0], rows)[0], None), None
+            return step.end.push(*self._pair(step.parents[0], rows)), None
+        linear = step.linear
+        assert linear is not None
+        if step.shares:
+            return linear.fn(rows[step.parents[0]][0]), None
+        if not step.pair:
+            given = _aligned([self._closed(rows, n) for n in step.parents])
+            return linear.fn(*given), None
+        given = [self._pair(n, rows) for n in step.parents]
+        p, m = _aligned([g[0] for g in given]), _aligned([g[1] for g in given])
+        return linear.fn(*p), linear.magnitudes(*m)
+
+    def _local_rows(self, step: Stage, rows: dict[int, Pair]) -> Tensor:
+        parent = self.by_number[step.parents[0]]
+        return rows[parent.number][0] if parent.shares else self._closed(rows, parent.number)
+
+    def _parts(self, n: int, rows: dict[int, Pair]) -> Pair:
+        p, m = rows[n]
+        return (p * self.data(n), None) if self.by_number[n].shares else (p, m)
+
+    def _pair(self, n: int, rows: dict[int, Pair]) -> Pair:
+        p, m = self._parts(n, rows)
+        return (p, m) if self.by_number[n].pair else (p, p * self.data(n).sign())
+
+    def _closed(self, rows: dict[int, Pair], n: int) -> Tensor:
+        """Parts of a value whose segment, if it is in one, ends with it."""
+        p, m = self._parts(n, rows)
+        return self.closing[n].push(p, m) if n in self.closing else p
+
+    def _last_use(self) -> dict[int, list[int]]:
+        last: dict[int, int] = {}
+        for step in self.steps:
+            last.update(dict.fromkeys(step.parents, step.number))
+        last.pop(self._output, None)
+        ends: dict[int, list[int]] = {step.number: [] for step in self.steps}
+        for n, when in last.items():
+            ends[when].append(n)
+        return ends
 
     @torch.no_grad()
     def pull(self, relevance: Tensor) -> tuple[Tensor, Tensor]:
-        """Pull relevance of the features (K, ...) back to the input.
+        """Pull relevance of the features, (K, ...), back to the input.
+
+        Relevance of a feature that is 0 has no owner and is dropped.
 
         Returns
         -------
         Tensor (K, ...)
             Relevance of the inputs.
-        Tensor (layers, K)
-            Relevance that each layer of `absorbing` keeps.
+        Tensor (sinks, K)
+            Relevance that each of `absorbing` keeps.
         """
-        kept = []
-        for m in reversed(self.maps):
-            if m.absorbed is not None:
-                kept.append((relevance * m.absorbed).flatten(1).sum(1))
-            relevance = m.pull(relevance)
-        kept.reverse()
-        return relevance, torch.stack(kept) if kept else relevance.new_zeros(0, len(relevance))
+        c = torch.where(self.features == 0, 0, relevance / self.features)
+        inputs, kept = self.pull_rows(c)
+        return inputs, kept.flatten(2).sum(2) if kept.dim() > 2 else kept
 
-    @torch.no_grad()
-    def push(self, u: Tensor) -> Tensor:
-        """Push ownership of the inputs (K, ...) forward to shares of the features (K, ...)."""
-        for m in self.maps:
-            u = m.push(u)
-        return u
+    def pull_rows(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """`pull` of c = R / a: relevance of the inputs (K, *input), of the sinks (sinks, K)."""
+        waiting: dict[int, Pair] = {}
+        kept: dict[str, Tensor] = {}
+
+        def keep(sinks: list[Sink], p: Tensor, m: Tensor | None) -> None:
+            for sink in sinks:
+                found = self._over(p, sink.part)
+                found = found if m is None else found + self._over(m, sink.part.abs())
+                kept[sink.name] = kept.get(sink.name, 0) + found
+
+        def give(n: int, p: Tensor, m: Tensor | None = None) -> None:
+            """Add to what has come back to a value, in the form in which its rows travel."""
+            step, a = self.by_number[n], self.data(n)
+            if m is not None and not step.pair:
+                p, m = p + m * a.sign(), None
+            if step.shares:
+                p = p * a
+            if n in waiting:
+                q, k = waiting[n]
+                p = p + q
+                m = k if m is None else m if k is None else m + k
+            waiting[n] = (p, m)
+
+        def close(n: int, p: Tensor) -> None:
+            if n not in self.closing:
+                return give(n, p)
+            keep(self.closing[n].sinks, p, None)
+            give(n, *self.closing[n].pull(p))
+
+        close(self._output, c)
+        for step in reversed(self.steps):
+            if step.number not in waiting:
+                continue
+            if not step.parents:
+                break
+            p, m = waiting.pop(step.number)
+            keep(step.sinks, p, m)
+            self._pulled(step, p, m, give, close, waiting)
+        zero = c.new_zeros(len(c), *self.input.shape)
+        result = waiting.get(0, (zero, None))[0]
+        rows = [kept.get(name, c.new_zeros(len(c))) for name in self.absorbing]
+        return result, torch.stack(rows) if rows else c.new_zeros(0, len(c))
+
+    def _over(self, c: Tensor, part: Tensor) -> Tensor:
+        return (c * part).flatten(1).sum(1)
+
+    def _pulled(self, step: Stage, p: Tensor, m: Tensor | None, give, close, waiting) -> None:
+        parents = step.parents
+        if step.tokens:
+            total = p.flatten(1 + self.input.dim()).sum(-1) if p.dim() > 1 + self.input.dim() else p
+            waiting[0] = (total + (waiting[0][0] if 0 in waiting else 0), None)
+        elif step.local is not None:
+            back = step.local.pull(p)
+            if self.by_number[parents[0]].shares:
+                old = waiting.get(parents[0])
+                waiting[parents[0]] = (back if old is None else old[0] + back, None)
+            else:
+                close(parents[0], back)
+        elif step.end is not None:
+            give(parents[0], *step.end.pull(p))
+        else:
+            linear = step.linear
+            shapes = [self.data(n).shape for n in parents]
+
+            def transposed(c: Tensor, absolute: bool) -> list[Tensor]:
+                if linear.transposed is not None:
+                    return linear.transposed(c, absolute)
+                return adjoint(linear.magnitudes if absolute else linear.fn, shapes, c)
+
+            if step.shares:
+                old = waiting.get(parents[0])
+                (back,) = transposed(p, False)
+                waiting[parents[0]] = (back if old is None else old[0] + back, None)
+            elif not step.pair:
+                for n, back in zip(parents, transposed(p, False), strict=True):
+                    close(n, back)
+            else:
+                backs = transposed(p, False)
+                others = [None] * len(parents) if m is None else transposed(m, True)
+                for n, back, other in zip(parents, backs, others, strict=True):
+                    give(n, back, other)
 
 
-def _build(step: Step, a: Tensor, rules: Rules, product: torch.dtype | None) -> RelevanceMap:
-    rule = rule_for(rules, step.number)
-    if step.weight is not None and rule is None:
-        raise NotImplementedError(
-            f"{step} has weights but no rule. Give it one, for example "
-            f"rules={{{step.number}: bilrp.Gamma(0.1), ...}}, or one rule for all layers."
-        )
-    relevance_map = builder_of(step)(step, a, LRP0() if isinstance(rule, Pass) else rule, product)
-    if not isinstance(rule, Pass):
-        return relevance_map
-    if relevance_map.output.shape != a.shape:
+def _with_sinks(p: Tensor, m: Tensor | None, step: Stage, at: int) -> Pair:
+    """Rows with those of the sinks that begin here, which stand from row `at` on."""
+    parts = torch.stack([s.part for s in step.sinks]).to(p)
+    p = torch.cat([_padded(p, at), parts])
+    return p, None if m is None else torch.cat([_padded(m, at), parts.abs()])
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Rows of owners that have not come this way are zero."""
+    if len(rows) >= count:
+        return rows
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+def _aligned(rows: list[Tensor]) -> list[Tensor]:
+    most = max(map(len, rows))
+    return [_padded(r, most) for r in rows]
+
+
+def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: Tensor) -> None:
+    """What was recorded must be what a plain call of the model gives."""
+    same = not any(m.training for m in model.modules()) and all(
+        t.device == x.device and (not t.is_floating_point() or t.dtype == record.features.dtype)
+        for t in (*model.parameters(), *model.buffers())
+    )
+    plain = (model if same else copied)(x)
+    found = record.features
+    if not isinstance(plain, Tensor) or plain.shape != found.shape:
+        raise NotImplementedError("the model gives something else when it is called again")
+    if not bool(torch.isfinite(plain).all()):
         raise ValueError(
-            f"{step}: Pass needs a layer that keeps the shape, but this one turns "
-            f"{tuple(a.shape)} into {tuple(relevance_map.output.shape)}"
+            "the model's features hold NaN or infinite values: look at its weights and the input"
         )
-    return RelevanceMap(step, relevance_map.output)
-
-
-def _place_and_format(
-    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
-) -> tuple[torch.device | str | None, torch.dtype]:
-    # A model without any numbers of its own, such as a lone pooling, follows the input.
-    numbers = (*model.parameters(), *model.buffers(), x)
-    some = next(t for t in numbers if t.is_floating_point())
-    if dtype not in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
-    double = torch.float64 in (dtype, None if dtype else some.dtype)
-    return device or some.device, torch.float64 if double else torch.float32
-
-
-def _moved(step: Step, a: Tensor) -> Step:
-    if step.weight is None:
-        return step
-    bias = None if step.bias is None else step.bias.to(a)
-    return replace(step, weight=step.weight.to(a), bias=bias)
-
-
-def check_finite(x: Tensor) -> None:
-    """ValueError if the input holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x holds NaN or infinite values; clean them before explaining")
-
-
-def _check_input(steps: list[Step], a: Tensor) -> None:
-    check_finite(a)
-    first = steps[0] if steps else None
-    if first is None or not isinstance(first.module, nn.Conv2d | nn.Linear):
+    tolerance = 1e-4 if found.dtype == torch.float32 else 1e-9
+    if float((plain - found).abs().max()) <= tolerance * float(plain.abs().max()) + 1e-30:
         return
-    if isinstance(first.module, nn.Conv2d):
-        c = first.module.in_channels
-        if a.dim() != 4 or a.shape[1] != c:
-            raise ValueError(
-                f"the model begins with {first}, so x must be (N, {c}, H, W) or ({c}, H, W); "
-                f"got the shape {tuple(a.shape)} (N added where it was missing)"
+    again = Record(copied, x)
+    for one, other in zip(record.values, again.values, strict=False):
+        if one.name != other.name or one.data.shape != other.data.shape:
+            raise NotImplementedError(
+                f"the model runs differently when called again, from {one} on"
             )
-    elif a.dim() != 2 or a.shape[1] != first.module.in_features:
-        d = first.module.in_features
-        raise ValueError(
-            f"the model begins with {first}, so x must be (N, {d}) or ({d},); "
-            f"got the shape {tuple(a.shape)}"
-        )
-
-
-def _check_size(steps: list[Step], a: Tensor) -> None:
-    """Refuse an image that this layer would shrink to nothing, saying what would fit."""
-    module = steps[-1].module
-    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or a.dim() != 4:
-        return
-    if hasattr(module, "padding") and isinstance(module.padding, str):
-        return
-    sizes = [1, 1]
-    for axis in (0, 1):
-        for step in reversed(steps):
-            if isinstance(step.module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-                sizes[axis] = Geometry.of(step.module).smallest_input(axis, sizes[axis])
-    here = [Geometry.of(module).smallest_input(axis, 1) for axis in (0, 1)]
-    if a.shape[2] < here[0] or a.shape[3] < here[1]:
-        raise ValueError(
-            f"the image is too small: {steps[-1]} would get {a.shape[2]} x {a.shape[3]} values and "
-            f"needs {here[0]} x {here[1]}. Use images of at least {sizes[0]} x {sizes[1]} pixels."
-        )
+        if not torch.allclose(one.data, other.data, rtol=tolerance, equal_nan=True):
+            raise NotImplementedError(f"{one} gives other numbers when called again: is it random?")
+    raise NotImplementedError(
+        "a copy of the model's modules that shares its tensors gives other features than the model "
+        "itself: something in it refers to the original modules. Call eval() on it, and write it "
+        "with registered submodules."
+    )

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bilrp.engine.record import exact, place_and_format, shadow
+
 
 class View(NamedTuple):
     """One of the 8 flips and rotations of a square: mirrored or not, then turned."""
@@ -77,8 +79,16 @@ class MaxOverTransforms(nn.Module):
         return self._all(x, x2).flatten(1).amax(1)
 
     @torch.no_grad()
-    def best(self, x: Tensor, x2: Tensor) -> tuple[View, View]:
+    def best(
+        self,
+        x: Tensor,
+        x2: Tensor,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[View, View]:
         """The views of two images, (C, H, H) or (1, C, H, H), that are most similar.
+
+        The model is evaluated as in eval mode and left as it is.
 
         Features do not turn with the image, so turning both alike can change the similarity much.
         Still, different pairs of views can be nearly level; of equal ones the first is taken.
@@ -91,7 +101,11 @@ class MaxOverTransforms(nn.Module):
         x, x2 = (v[None] if v.dim() == 3 else v for v in (x, x2))
         if len(x) != 1 or len(x2) != 1:
             raise ValueError(f"give one image a side, got {tuple(x.shape)} and {tuple(x2.shape)}")
-        first, second = divmod(int(self._all(x, x2).argmax()), len(VIEWS))
+        place, form = place_and_format(self.model, x, dtype, device)
+        with exact():
+            copied = MaxOverTransforms(shadow(self.model, form, place))
+            x, x2 = (v.to(device=place, dtype=form) for v in (x, x2))
+            first, second = divmod(int(copied._all(x, x2).argmax()), len(VIEWS))
         return VIEWS[first], VIEWS[second]
 
     def _all(self, x: Tensor, x2: Tensor) -> Tensor:

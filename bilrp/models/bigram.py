@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilrp.engine.layers import RelevanceMap, Step, register
+from bilrp.engine.modules import RelevanceMap, Step
+from bilrp.engine.registered import register
 from bilrp.engine.rules import Rule
-from bilrp.engine.windows import Geometry, Span
 
 SHIFTS = (8, 10, 12)  # pixels between neighbouring digits, Section 6.2.1
 _HERE = Path(__file__).resolve().parent
@@ -347,8 +347,6 @@ def digit_convolutions(width: int = 24) -> nn.Sequential:
 class Wire(RelevanceMap):
     """Relevance map of `Ink`: pixel by pixel, colours in equal parts."""
 
-    geometry = Geometry()
-
     def __init__(self, step: Step, page: Tensor) -> None:
         super().__init__(step, step.module(page))
         self.channels = page.shape[1]
@@ -358,9 +356,6 @@ class Wire(RelevanceMap):
 
     def push(self, u: Tensor) -> Tensor:
         return u.mean(1, keepdim=True)
-
-    def push_window(self, u: Tensor, rows: Span, cols: Span) -> tuple[Tensor, Span, Span]:
-        return self.push(u), rows, cols
 
     def prune(self, live: Tensor) -> Tensor:
         return live.expand(-1, self.channels, -1, -1)
@@ -380,8 +375,6 @@ class Links(RelevanceMap):
     share : Tensor (L,), optional
         Default: 1, all to the source.
     """
-
-    geometry = None
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bilrp.engine.owners import check_finite
 from bilrp.engine.rules import ZB, Gamma, Rule
-from bilrp.engine.trace import check_finite
 
 # torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

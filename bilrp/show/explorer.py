@@ -24,7 +24,7 @@ from torch import Tensor
 from bilrp._names import needs
 
 if TYPE_CHECKING:
-    from bilrp.engine.api import Explanation
+    from bilrp.engine.explanation import Explanation
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDEST = 416  # pixels: no picture is shown wider, so none is sent wider

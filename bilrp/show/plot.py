@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilrp._names import needs
-from bilrp.engine.api import Explanation
+from bilrp.engine.explanation import Explanation
 
 with needs("plot"):
     import matplotlib.pyplot as plt

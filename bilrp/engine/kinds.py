@@ -1,0 +1,865 @@
+"""Kinds of operations: for each torch function, its linear map on parts.
+
+One list, by the names of the functions; `bilrp.register` adds to it. A function that stands nowhere
+here is refused if relevance reaches it, and is no matter if it only makes sizes, masks or gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilrp.engine.maps import Affine, Linear, Sink
+from bilrp.engine.modules import RelevanceMap, Step
+from bilrp.engine.record import Ref, Value, _given, leaves, mapped
+from bilrp.engine.registered import registered_functions, registered_modules
+from bilrp.engine.rules import CPLRP, AttnLRP, RuleBook
+
+
+@dataclass
+class Run:
+    """What a kind needs to know of the run."""
+
+    values: list[Value]
+    names: dict[int, str]
+    book: RuleBook
+    product: torch.dtype | None = None
+
+    def data(self, number: int) -> Tensor:
+        return self.values[number].data
+
+    def named(self, t: Any, value: Value) -> str:
+        """What to call a number that enters: the parameter's name, or the module's."""
+        return self.names.get(id(t)) or value.place.name or value.place.kind.__name__
+
+
+@dataclass
+class Activation:
+    """An element-wise function: the end of a segment."""
+
+    parent: int
+    zero: Tensor | None = None  # its value at 0, where that is not 0
+
+
+@dataclass
+class Tokens:
+    """An embedding of whole numbers: where parts begin."""
+
+    parent: int
+
+
+@dataclass
+class ModuleCall:
+    """A registered module and its map."""
+
+    parent: int
+    map: RelevanceMap
+
+
+Made = Linear | Activation | Tokens | ModuleCall
+_KINDS: dict[str, Callable[[Value, Run], Made]] = {}
+
+
+def kind(*names: str) -> Callable:
+    def add(builder: Callable[[Value, Run], Made]) -> Callable[[Value, Run], Made]:
+        _KINDS.update(dict.fromkeys(names, builder))
+        return builder
+
+    return add
+
+
+def known_functions() -> list[str]:
+    """Names of all functions that have a map."""
+    return sorted({*_KINDS, *registered_functions()})
+
+
+def made_of(value: Value, run: Run) -> Made:
+    """The map of one call.
+
+    Raises
+    ------
+    NotImplementedError
+        If the function has none, or not with these arguments: says which call, and what to do.
+    """
+    if value.name == "module":
+        return _module(value, run)
+    builder = registered_functions().get(value.name) or _KINDS.get(value.name)
+    if builder is None:
+        raise refusal(value, "has no relevance map")
+    return builder(value, run)
+
+
+def _module(value: Value, run: Run) -> ModuleCall:
+    module = value.func.module
+    if len(value.inputs) != 1 or value.pick is not None:
+        raise refusal(value, "is a registered module with more than one input or output")
+    builders = registered_modules()
+    builder = next(builders[c] for c in type(module).__mro__ if c in builders)
+    place = value.place
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    step = Step(place.name, place.number, module, weight, bias)
+    rule = run.book.at(place, "weights")
+    product = run.product
+    return ModuleCall(value.inputs[0], builder(step, run.data(value.inputs[0]), rule, product))
+
+
+def refusal(value: Value, why: str) -> NotImplementedError:
+    kind = value.place.kind.__name__
+    return NotImplementedError(
+        f"{value.name}, called at {value.place.line} in {value.place}, {why}. Register a map: "
+        f"@bilrp.register({kind}) for the whole module, or @bilrp.register of the function."
+    )
+
+
+# --- helpers ---------------------------------------------------------------------------------
+
+
+def each(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of values as a function of rows of them."""
+    return torch.vmap(f)
+
+
+def refs(tree: Any) -> list[int]:
+    return list(dict.fromkeys(t.number for t in leaves(tree) if isinstance(t, Ref)))
+
+
+def tensors(tree: Any) -> Iterable[Tensor]:
+    return (t for t in leaves(tree) if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def again(value: Value, run: Run, parents: list[int]) -> Callable[..., Tensor]:
+    """The call itself on rows of some of its values; the others stay as they were."""
+
+    def one(*ts: Tensor) -> Tensor:
+        put = dict(zip(parents, ts, strict=True))
+        return value.called(lambda n: put.get(n, run.data(n)))
+
+    return each(one)
+
+
+def offset(value: Value, run: Run, parents: list[int]) -> list[Sink]:
+    """What the numbers among the arguments add, one sink for each of them."""
+    numbers = list(tensors((value.args, value.kwargs)))
+    sinks = []
+    for chosen in numbers:
+
+        def only(t: Any, chosen: Tensor = chosen) -> Any:
+            if isinstance(t, Tensor) and t.is_floating_point() and t is not chosen:
+                return torch.zeros_like(t)
+            return t
+
+        args, kwargs = mapped((value.args, value.kwargs), only)
+        alone = Value(0, value.name, value.func, args, kwargs, value.pick, value.data, value.place)
+        part = alone.called(lambda n: torch.zeros_like(run.data(n)))
+        if bool((part != 0).any()):
+            sinks.append(Sink(run.named(chosen, value), part))
+    return sinks
+
+
+def scaled(parent: int, factor: Tensor | float, shape: torch.Size) -> Linear:
+    """Times a number, element by element."""
+    factor = torch.as_tensor(factor)
+    if factor.dim() == 0 or factor.shape == shape[len(shape) - factor.dim() :]:
+        simple = factor  # broadcasts over rows as it is
+    else:
+        simple = factor.expand(shape)
+    magnitude = None if bool((factor >= 0).all()) else simple.abs()
+    absolute = None if magnitude is None else (lambda r: _wide(r, shape) * magnitude)
+    return Linear([parent], lambda r: _wide(r, shape) * simple, absolute)
+
+
+def _wide(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows of a value that an operation broadcasts to another shape."""
+    if rows.shape[1:] == shape:
+        return rows
+    missing = len(shape) - (rows.dim() - 1)
+    return rows.reshape(len(rows), *[1] * missing, *rows.shape[1:]).expand(len(rows), *shape)
+
+
+# --- moves -----------------------------------------------------------------------------------
+
+
+@kind(
+    "view", "reshape", "permute", "transpose", "t", "T", "mT", "flatten", "unflatten", "squeeze",
+    "unsqueeze", "expand", "expand_as", "view_as", "reshape_as", "repeat", "tile", "roll", "flip",
+    "__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
+    "select", "index_select", "movedim", "rot90", "unfold", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "ravel", "broadcast_to", "repeat_interleave", "im2col", "take_along_dim",
+    "gather", "diagonal", "fliplr", "flipud", "hsplit", "vsplit", "swapaxes", "atleast_2d", "adjoint",
+)  # fmt: skip
+def _move(value: Value, run: Run) -> Linear:
+    first = value.inputs[0]
+    if value.name == "view":
+        shape = value.data.shape  # rows may lie otherwise in memory than the value did
+        return Linear([first], lambda r: r.reshape(len(r), *shape), moves=True)
+    return Linear([first], again(value, run, [first]), moves=True)
+
+
+@kind(
+    "contiguous", "clone", "detach", "to", "type", "float", "double", "type_as", "identity",
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
+    "feature_alpha_dropout", "requires_grad_", "data", "cpu", "cuda", "alias", "positive",
+)  # fmt: skip
+def _same(value: Value, run: Run) -> Linear:
+    return Linear([value.inputs[0]], lambda r: r, moves=True)
+
+
+@kind("cat", "stack", "hstack", "vstack", "dstack", "column_stack")
+def _join(value: Value, run: Run) -> Linear:
+    parents = refs((value.args, value.kwargs))
+    sinks = offset(value, run, parents)
+    linear = _without_numbers(value)
+    return Linear(parents, again(linear, run, parents), sinks=sinks, moves=len(parents) == 1)
+
+
+def _without_numbers(value: Value) -> Value:
+    """The same call with zeros for the numbers among its arguments."""
+
+    def zero(t: Any) -> Any:
+        return torch.zeros_like(t) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    args, kwargs = mapped((value.args, value.kwargs), zero)
+    return Value(
+        value.number, value.name, value.func, args, kwargs, value.pick, value.data, value.place
+    )
+
+
+@kind("pad")
+def _pad(value: Value, run: Run) -> Linear:
+    first = value.inputs[0]
+    constant = _given(value.args, value.kwargs, 2, "mode", "constant") == "constant"
+    fill = _given(value.args, value.kwargs, 3, "value", None) if constant else None
+    if not fill:
+        # Not called a move: zeros that are added are no share of anyone.
+        return Linear([first], again(value, run, [first]))
+    widths = value.args[1] if len(value.args) > 1 else value.kwargs["pad"]
+    sink = Sink(
+        f"{run.named(None, value)}, padding",
+        F.pad(torch.zeros_like(run.data(first)), widths, value=fill),
+    )
+    return Linear([first], each(lambda t: F.pad(t, widths)), sinks=[sink])
+
+
+@kind("__setitem__")
+def _put(value: Value, run: Run) -> Linear:
+    parents = refs((value.args[0], value.args[2]))
+    sinks = offset(value, run, parents)
+    return Linear(parents, again(_without_numbers(value), run, parents), sinks=sinks)
+
+
+@kind("where")
+def _where(value: Value, run: Run) -> Linear:
+    parents = refs(value.args[1:])
+    condition = value.args[0]
+    condition = run.data(condition.number) if isinstance(condition, Ref) else condition
+    shape = value.data.shape
+    sides = [_side(t, run) for t in value.args[1:3]]
+    masks = (condition.expand(shape), ~condition.expand(shape))
+    sinks = [
+        Sink(
+            f"{run.named(t, value)}, where", torch.where(mask, torch.as_tensor(t).to(value.data), 0)
+        )
+        for (number, t), mask in zip(sides, masks, strict=True)
+        if number is None
+    ]
+    used = {n: [m for (k, _), m in zip(sides, masks, strict=True) if k == n] for n in parents}
+
+    def fn(*rows: Tensor) -> Tensor:
+        total = 0
+        for n, r in zip(parents, rows, strict=True):
+            for mask in used[n]:
+                total = total + _wide(r, shape) * mask
+        return total
+
+    return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
+
+
+def _side(t: Any, run: Run) -> tuple[int | None, Any]:
+    return (t.number, None) if isinstance(t, Ref) else (None, t)
+
+
+@kind("masked_fill")
+def _mask(value: Value, run: Run) -> Linear:
+    first, mask = value.inputs[0], value.args[1]
+    mask = run.data(mask.number) if isinstance(mask, Ref) else mask
+    shape, fill = value.data.shape, value.args[2]
+    if not isinstance(value.args[0], Ref) or isinstance(fill, Ref):
+        raise refusal(value, "fills with a value that depends on the input")
+    keep = (~mask).expand(shape)
+    part = torch.where(keep, 0, torch.as_tensor(fill).to(value.data))
+    sinks = [Sink(f"{run.named(None, value)}, mask", part)] if bool((part != 0).any()) else []
+    return Linear([first], lambda r: _wide(r, shape) * keep, sinks=sinks)
+
+
+@kind("embedding")
+def _embedding(value: Value, run: Run) -> Tokens:
+    number = value.inputs[0]
+    if run.data(number).is_floating_point():
+        raise refusal(value, "has a table that depends on the input")
+    return Tokens(number)
+
+
+# --- sums and means --------------------------------------------------------------------------
+
+
+@kind("add", "sub", "rsub")
+def _add(value: Value, run: Run) -> Linear:
+    a, b = value.args[0], value.args[1] if len(value.args) > 1 else value.kwargs["other"]
+    alpha = value.kwargs.get("alpha", 1)
+    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[value.name]
+    shape, weights, sinks = value.data.shape, {}, []
+    for t, factor in zip((a, b), factors, strict=True):
+        if isinstance(t, Ref):
+            weights[t.number] = weights.get(t.number, 0) + factor
+        else:
+            part = (torch.as_tensor(t).to(value.data) * factor).expand(shape)
+            if bool((part != 0).any()):
+                sinks.append(Sink(run.named(t, value), part))
+    parents = list(weights)
+
+    def total(rows: tuple[Tensor, ...], ws: Iterable[float]) -> Tensor:
+        out: Tensor | None = None
+        for r, w in zip(rows, ws, strict=True):
+            r = _wide(r, shape) if w == 1 else _wide(r, shape) * w
+            out = r if out is None else out + r
+        return out
+
+    magnitudes = [abs(w) for w in weights.values()]
+    signed = magnitudes != list(weights.values())
+    absolute = (lambda *rows: total(rows, magnitudes)) if signed else None
+    moves = len(parents) == 1 and not sinks and value.data.shape == run.data(parents[0]).shape
+    return Linear(
+        parents,
+        lambda *rows: total(rows, weights.values()),
+        absolute,
+        sinks,
+        moves=moves and list(weights.values()) == [1],
+    )
+
+
+@kind("neg")
+def _neg(value: Value, run: Run) -> Linear:
+    return scaled(value.inputs[0], -1.0, value.data.shape)
+
+
+@kind("sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+      "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d",
+      "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d",
+      "_upsample_nearest_exact2d", "fold", "col2im")  # fmt: skip
+def _mean(value: Value, run: Run) -> Linear:
+    parents = refs((value.args, value.kwargs))
+    if parents != value.inputs[:1]:
+        raise refusal(value, "depends on the input in more than one argument")
+    if "pool" in value.name:  # which torch cannot map over rows without a loop
+        return Linear(parents, _as_batch(value))
+    return Linear(parents, again(value, run, parents))
+
+
+def _as_batch(value: Value) -> Callable[[Tensor], Tensor]:
+    """The call on rows as if they were more of the batch."""
+
+    def fn(rows: Tensor) -> Tensor:
+        out = value.called(lambda _: rows.flatten(0, 1))
+        return out.unflatten(0, rows.shape[:2])
+
+    return fn
+
+
+@kind("lerp")
+def _lerp(value: Value, run: Run) -> Linear:
+    a, b, w = value.args
+    if isinstance(w, Ref) or not isinstance(a, Ref) or not isinstance(b, Ref):
+        raise refusal(value, "has a weight or an end that is not a plain number or value")
+    shape = value.data.shape
+    return Linear(
+        [a.number, b.number], lambda p, q: _wide(p, shape) * (1 - w) + _wide(q, shape) * w
+    )
+
+
+# --- layers with weights ---------------------------------------------------------------------
+
+
+def weighted(parent: int, affine: Affine, name: str) -> Linear:
+    """A layer z = op(a, w) + b, all its coefficients at hand."""
+    w = affine.weight
+    sinks = [] if affine.bias is None else [Sink(name, affine.bias)]
+    return Linear(
+        [parent],
+        lambda r: affine.op(r, w),
+        lambda r: affine.op(r, w.abs()),
+        sinks,
+        weights=True,
+        affine=affine,
+        transposed=lambda c, absolute: [affine.transposed(c, w.abs() if absolute else w)],
+    )
+
+
+def _weight_and_bias(value: Value, run: Run, like: Tensor) -> tuple[int, Tensor, Tensor | None]:
+    x = value.args[0] if value.args else value.kwargs["input"]
+    weight = _given(value.args, value.kwargs, 1, "weight", None)
+    bias = _given(value.args, value.kwargs, 2, "bias", None)
+    if not isinstance(x, Ref) or isinstance(weight, Ref) or isinstance(bias, Ref):
+        raise refusal(value, "has weights that depend on the input")
+    return x.number, weight.to(like), None if bias is None else bias.to(like)
+
+
+@kind("linear")
+def _linear(value: Value, run: Run) -> Linear:
+    parent, weight, bias = _weight_and_bias(value, run, value.data)
+    full = None if bias is None else bias.expand(value.data.shape)
+    shape = (*[1] * (value.data.dim() - 1), -1)
+    affine = Affine(lambda v, w: v @ w.T, lambda c, w: c @ w, weight, full, shape)
+    return weighted(parent, affine, value.place.name)
+
+
+@kind("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _conv(value: Value, run: Run) -> Linear:
+    parent, weight, bias = _weight_and_bias(value, run, value.data)
+    a, n = run.data(parent), weight.dim() - 2
+    if a.dim() != n + 2:
+        raise refusal(value, f"has an input of {a.dim()} dimensions, without the batch")
+    up = "transpose" in value.name
+    names = ("output_padding", "groups", "dilation") if up else ("dilation", "groups")
+    options = {"stride": _given(value.args, value.kwargs, 3, "stride", 1)}
+    padding = _given(value.args, value.kwargs, 4, "padding", 0)
+    for k, key in enumerate(names, start=5):
+        options[key] = _given(value.args, value.kwargs, k, key, 0 if key == "output_padding" else 1)
+    if isinstance(padding, str):
+        padding, frame = _padding_in_numbers(padding, options, weight)
+    else:
+        frame = None
+    options["padding"] = padding
+    conv = getattr(F, value.name)
+
+    def op(v: Tensor, w: Tensor) -> Tensor:
+        flat = v.flatten(0, 1)
+        flat = flat if frame is None else F.pad(flat, frame)
+        return conv(flat, w, **options).unflatten(0, v.shape[:2])
+
+    def transposed(c: Tensor, w: Tensor) -> Tensor:
+        like = torch.empty((len(c) * a.shape[0], *a.shape[1:]), dtype=c.dtype, device=c.device)
+        like = like if frame is None else F.pad(like, frame)
+        back = torch.ops.aten.convolution_backward(
+            c.flatten(0, 1).contiguous(),
+            like,
+            w,
+            None,
+            *_settings(options, n, up),
+            [True, False, False],
+        )[0]
+        if frame is not None:
+            back = F.pad(back, [-p for p in frame])
+        return back.unflatten(0, (len(c), a.shape[0]))
+
+    shape = (1, -1, *[1] * n)
+    full = None if bias is None else bias.view(shape).expand(value.data.shape)
+    return weighted(parent, Affine(op, transposed, weight, full, shape), value.place.name)
+
+
+def _tuple(v: Any, n: int) -> list[int]:
+    return [v] * n if isinstance(v, int) else list(v) * (n if len(v) == 1 and n > 1 else 1)
+
+
+def _settings(options: dict, n: int, up: bool) -> list:
+    return [
+        *(_tuple(options[k], n) for k in ("stride", "padding", "dilation")),
+        up,
+        _tuple(options.get("output_padding", 0), n),
+        options["groups"],
+    ]
+
+
+def _padding_in_numbers(
+    padding: str, options: dict, weight: Tensor
+) -> tuple[int, list[int] | None]:
+    """padding="same" as zeros before and after, which may differ by one."""
+    if padding == "valid":
+        return 0, None
+    frame: list[int] = []
+    n = weight.dim() - 2
+    for size, dilation in zip(weight.shape[2:], _tuple(options["dilation"], n), strict=True):
+        whole = dilation * (size - 1)
+        frame = [whole // 2, whole - whole // 2, *frame]
+    return 0, frame
+
+
+@kind("addmm", "baddbmm")
+def _addmm(value: Value, run: Run) -> Linear:
+    bias, x, w = value.args[:3]
+    if not isinstance(x, Ref) or isinstance(w, Ref) or isinstance(bias, Ref):
+        raise refusal(value, "has weights or a bias that depend on the input")
+    beta, alpha = value.kwargs.get("beta", 1), value.kwargs.get("alpha", 1)
+    full = (bias * beta).expand(value.data.shape)
+    affine = Affine(
+        lambda v, m: v @ m, lambda c, m: c @ m.transpose(-1, -2), alpha * w, full, (1, -1)
+    )
+    return weighted(x.number, affine, value.place.name)
+
+
+@kind("matmul", "bmm", "mm", "mv", "rmatmul")
+def _matmul(value: Value, run: Run) -> Linear:
+    a, b = value.args[:2] if value.name != "rmatmul" else value.args[1::-1]
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        return product(value, run, a.number, b.number, torch.matmul)
+    if isinstance(a, Ref):
+        if run.data(a.number).dim() == 1 or b.dim() == 1:
+            return Linear(
+                [a.number],
+                each(lambda t: torch.matmul(t, b)),
+                each(lambda t: torch.matmul(t, b.abs())),
+            )
+        affine = Affine(
+            lambda v, m: torch.matmul(v, m), lambda c, m: _summed(c @ m.transpose(-1, -2), run, a),
+            b, None, (1, -1),
+        )  # fmt: skip
+        return weighted(a.number, affine, run.named(b, value))
+    fn, absolute = (each(lambda t, m=m: torch.matmul(m, t)) for m in (a, a.abs()))
+    return Linear([b.number], fn, absolute)
+
+
+def _summed(c: Tensor, run: Run, a: Ref) -> Tensor:
+    """Back to the shape that was broadcast."""
+    return c.sum_to_size(len(c), *run.data(a.number).shape)
+
+
+@kind("batch_norm")
+def _batch_norm(value: Value, run: Run) -> Linear:
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    x, *rest = (
+        _given(value.args, value.kwargs, k, n, None) for k, n in enumerate(("input", *names))
+    )
+    mean, var, weight, bias, training, _, eps = rest
+    if mean is None or training:
+        raise refusal(value, "normalises with the statistics of its batch; use running statistics")
+    scale = (var + (1e-5 if eps is None else eps)).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (1, -1, *[1] * (value.data.dim() - 2))
+    full = shift.to(value.data).view(shape).expand(value.data.shape)
+
+    def op(v: Tensor, w: Tensor) -> Tensor:
+        return v * w.view(shape)
+
+    affine = Affine(op, op, scale.to(value.data), full, shape)
+    return weighted(x.number, affine, value.place.name)
+
+
+# --- norms with the spread frozen ------------------------------------------------------------
+
+
+def norm(
+    value: Value,
+    run: Run,
+    parent: int,
+    grouped: Callable[[Tensor], Tensor],
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    centred: bool = True,
+) -> Linear:
+    """(a - mean) / spread * weight + bias, with the spread taken as a number.
+
+    Parameters
+    ----------
+    grouped : callable
+        A view of values (..., n) in which the last dimension is what is normalised together.
+    """
+    a = run.data(parent)
+    g = grouped(a)
+    n, shape = g.shape[-1], a.shape
+    middle = g - g.mean(-1, keepdim=True) if centred else g
+    spread = (middle.square().mean(-1, keepdim=True) + eps).rsqrt()
+    factor = spread.expand(g.shape).reshape(shape)
+    factor = factor if weight is None else factor * weight
+
+    def apply(rows: Tensor, own: float, mean: float, times: Tensor) -> Tensor:
+        lines = rows.reshape(len(rows), *g.shape)
+        lines = own * lines + mean * lines.mean(-1, keepdim=True)
+        return lines.reshape(rows.shape) * times
+
+    sinks = [] if bias is None else [Sink(value.place.name, bias.expand(shape))]
+    if not centred:
+        return Linear([parent], lambda r: r * factor, lambda r: r * factor.abs(), sinks)
+    # The centring matrix 1 - 1/n has magnitudes 1 - 1/n on its diagonal and 1/n elsewhere.
+    return Linear(
+        [parent],
+        lambda r: apply(r, 1, -1, factor),
+        lambda r: apply(r, 1 - 2 / n, 1, factor.abs()),
+        sinks,
+    )
+
+
+@kind("layer_norm", "rms_norm")
+def _layer_norm(value: Value, run: Run) -> Linear:
+    a = run.data(value.inputs[0])
+    dims = value.args[1] if len(value.args) > 1 else value.kwargs["normalized_shape"]
+    count = 1 if isinstance(dims, int) else len(dims)
+    weight = _given(value.args, value.kwargs, 2, "weight", None)
+    root = value.name == "rms_norm"
+    bias = None if root else _given(value.args, value.kwargs, 3, "bias", None)
+    eps = _given(value.args, value.kwargs, 3 if root else 4, "eps", None if root else 1e-5)
+    eps = torch.finfo(a.dtype).eps if eps is None else eps
+    return norm(
+        value, run, value.inputs[0], lambda t: t.flatten(-count), eps, weight, bias, not root
+    )
+
+
+@kind("group_norm")
+def _group_norm(value: Value, run: Run) -> Linear:
+    groups = _given(value.args, value.kwargs, 1, "num_groups", 1)
+    weight, bias = (_channel(value, k, n) for k, n in ((2, "weight"), (3, "bias")))
+    eps = _given(value.args, value.kwargs, 4, "eps", 1e-5)
+    return norm(
+        value,
+        run,
+        value.inputs[0],
+        lambda t: t.unflatten(1, (groups, -1)).flatten(2),
+        eps,
+        weight,
+        bias,
+    )
+
+
+@kind("instance_norm")
+def _instance_norm(value: Value, run: Run) -> Linear:
+    if not _given(value.args, value.kwargs, 5, "use_input_stats", True):
+        raise refusal(value, "uses running statistics; fold it into a batch norm")
+    weight, bias = (_channel(value, k, n) for k, n in ((3, "weight"), (4, "bias")))
+    eps = _given(value.args, value.kwargs, 7, "eps", 1e-5)
+    return norm(value, run, value.inputs[0], lambda t: t.flatten(2), eps, weight, bias)
+
+
+def _channel(value: Value, position: int, name: str) -> Tensor | None:
+    t = _given(value.args, value.kwargs, position, name, None)
+    return None if t is None else t.view(1, -1, *[1] * (value.data.dim() - 2))
+
+
+# --- products --------------------------------------------------------------------------------
+
+# What is a gate: the more, the rather it is frozen.
+_GATES = {
+    "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
+    "reciprocal": 2, "exp": 2, "tanh": 1, "hardtanh": 0, "softsign": 1,
+}  # fmt: skip
+_KEEPS_GATE = {
+    "view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "contiguous", "clone", "to",
+    "dropout", "add", "sub", "rsub", "mul", "neg", "select", "float", "type_as",
+    "repeat", "where", "masked_fill", "cat", "stack", "mT", "T", "view_as", "repeat_interleave",
+}  # fmt: skip
+
+
+def gate_level(number: int, run: Run) -> int:
+    """2 for what comes out of softmax, sigmoid, erf, 1 / sqrt; 1 for tanh; 0 for all else."""
+    value = run.values[number]
+    if value.name in _GATES:
+        return _GATES[value.name]
+    if value.name == "div":  # a softmax in plain functions: exp over its sum
+        return gate_level(value.args[0].number, run) if isinstance(value.args[0], Ref) else 0
+    if value.name in _KEEPS_GATE:
+        return min((gate_level(n, run) for n in refs((value.args, value.kwargs))), default=0)
+    return 0
+
+
+def product(
+    value: Value, run: Run, a: int, b: int, f: Callable[[Tensor, Tensor], Tensor]
+) -> Linear:
+    """A product of two values, f(a, b) linear in each: one is frozen, or each gets half."""
+    rule = run.book.at(value.place, "products")
+    x, y = run.data(a), run.data(b)
+    if isinstance(rule, AttnLRP):
+        if a == b:
+            return Linear([a], each(lambda t: f(t, y)), each(lambda t: f(t, y.abs())))
+        return Linear(
+            [a, b],
+            each(lambda t, s: 0.5 * (f(t, y) + f(x, s))),
+            each(lambda t, s: 0.5 * (f(t, y.abs()) + f(x.abs(), s))),
+        )
+    if a == b and not (isinstance(rule, CPLRP) and rule.take):
+        raise refusal(value, "is a value times itself, and no rule says who owns it")
+    levels = gate_level(a, run), gate_level(b, run)
+    take = rule.take if isinstance(rule, CPLRP) and rule.take else None
+    if take is None and levels[0] == levels[1]:
+        raise NotImplementedError(
+            f"{value.name}, called at {value.place.line} in {value.place}, multiplies two values of "
+            "one kind: neither is a gate (softmax, sigmoid, erf, 1 / sqrt, then tanh) more than the "
+            f"other. Say who owns the product: rules={{{value.place.name!r}: bilrp.CPLRP(take=1), "
+            "...} gives it to the first factor, 2 to the second, bilrp.AttnLRP() half to each."
+        )
+    first = take == 1 if take else levels[0] < levels[1]
+    if first:
+        fn, absolute = (each(lambda t, g=g: f(t, g)) for g in (y, y.abs()))
+        nonnegative = bool((y >= 0).all())
+        return Linear([a], fn, None if nonnegative else absolute)
+    fn, absolute = (each(lambda t, g=g: f(g, t)) for g in (x, x.abs()))
+    return Linear([b], fn, None if bool((x >= 0).all()) else absolute)
+
+
+@kind("mul")
+def _mul(value: Value, run: Run) -> Linear:
+    a, b = value.args[0], value.args[1] if len(value.args) > 1 else value.kwargs["other"]
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        return product(value, run, a.number, b.number, torch.mul)
+    number, factor = (a.number, b) if isinstance(a, Ref) else (b.number, a)
+    return scaled(number, factor, value.data.shape)
+
+
+@kind("div", "rdiv")
+def _div(value: Value, run: Run) -> Linear:
+    a, b = value.args[:2] if value.name == "div" else value.args[1::-1]
+    if value.kwargs.get("rounding_mode"):
+        raise refusal(value, "rounds")
+    if not isinstance(a, Ref):
+        raise refusal(value, "divides a number by a value that depends on the input")
+    divisor = run.data(b.number) if isinstance(b, Ref) else torch.as_tensor(b)
+    if isinstance(b, Ref) and b.number == a.number:
+        raise refusal(value, "divides a value by itself")
+    return scaled(a.number, 1 / divisor.to(value.data), value.data.shape)
+
+
+@kind("einsum")
+def _einsum(value: Value, run: Run) -> Linear:
+    equation, *operands = value.args
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    held = [(k, t.number) for k, t in enumerate(operands) if isinstance(t, Ref)]
+
+    def with_only(put: dict[int, Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+        full = [
+            put[k] if k in put else change(run.data(t.number) if isinstance(t, Ref) else t)
+            for k, t in enumerate(operands)
+        ]
+        return torch.einsum(equation, *full)
+
+    if len(held) == 1:
+        k, number = held[0]
+        fn = each(lambda t: with_only({k: t}, lambda m: m))
+        return Linear([number], fn, each(lambda t: with_only({k: t}, torch.abs)))
+    if len(held) != 2 or len(operands) != 2:
+        raise refusal(value, "multiplies more than two values that depend on the input")
+    (_, a), (_, b) = held
+    return product(value, run, a, b, lambda p, q: torch.einsum(equation, p, q))
+
+
+@kind("softmax", "log_softmax")
+def _softmax(value: Value, run: Run) -> Linear:
+    rule = run.book.at(value.place, "products")
+    if not isinstance(rule, AttnLRP) or value.name == "log_softmax":
+        raise refusal(
+            value,
+            "has no parts, and reaches the features other than as a gate (bilrp.AttnLRP() hands "
+            "relevance through softmax)",
+        )
+    number, s = value.inputs[0], value.data
+    dim = _given(value.args, value.kwargs, 1, "dim", -1)
+    dim = dim if dim < 0 else dim - s.dim()
+    x = torch.where(s == 0, 0, run.data(number))  # masked by -inf: no share either way
+
+    def fn(rows: Tensor) -> Tensor:
+        rows = rows.nan_to_num(0.0, 0.0, 0.0)
+        return s * (rows - (s * rows).sum(dim, keepdim=True))
+
+    def absolute(rows: Tensor) -> Tensor:
+        rows = rows.nan_to_num(0.0, 0.0, 0.0)
+        return s * ((1 - 2 * s) * rows + (s * rows).sum(dim, keepdim=True))
+
+    kept = s - fn(x[None])[0]
+    return Linear([number], fn, absolute, [Sink(f"{value.place.name}, softmax", kept)])
+
+
+# --- winners ---------------------------------------------------------------------------------
+
+
+@kind("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+      "adaptive_max_pool3d")  # fmt: skip
+def _max_pool(value: Value, run: Run) -> Linear:
+    number = value.inputs[0]
+    a = run.data(number)
+    n = int(value.name[-2])
+    if a.dim() != n + 2:
+        raise refusal(value, "has an input without the batch")
+    names = ("output_size",) if "adaptive" in value.name else (
+        "kernel_size", "stride", "padding", "dilation", "ceil_mode"
+    )  # fmt: skip
+    given = dict(zip(names, value.args[1:], strict=False)) | {
+        k: v for k, v in value.kwargs.items() if k in names
+    }
+    if given.get("stride", 1) in ([], ()):
+        given["stride"] = None
+    index = getattr(F, value.name)(a, **given, return_indices=True)[1].flatten(2)
+    shape = value.data.shape
+
+    def fn(rows: Tensor) -> Tensor:
+        flat = rows.flatten(3)
+        return flat.gather(3, index.expand(len(rows), *index.shape)).view(len(rows), *shape)
+
+    def transposed(c: Tensor, absolute: bool) -> list[Tensor]:
+        out = c.new_zeros(len(c), *a.shape[:2], a[0, 0].numel())
+        out.scatter_add_(3, index.expand(len(c), *index.shape), c.flatten(3))
+        return [out.view(len(c), *a.shape)]
+
+    return Linear([number], fn, moves=True, transposed=transposed)
+
+
+@kind("amax", "amin", "max", "min")
+def _extreme(value: Value, run: Run) -> Linear:
+    numbers = refs((value.args, value.kwargs))
+    second = _given(value.args, value.kwargs, 1, "other", None)
+    if isinstance(second, Tensor | Ref):
+        return _larger(value, run)
+    number = numbers[0]
+    a = run.data(number)
+    dim = _given(value.args, value.kwargs, 1, "dim", None)
+    keep = _given(value.args, value.kwargs, 2, "keepdim", False)
+    if value.pick:
+        raise refusal(value, "gives numbers of places, which carry no relevance")
+    best = torch.argmax if "max" in value.name else torch.argmin
+    if dim is None or dim == ():
+        index = best(a)
+        return Linear(
+            [number], lambda r: r.flatten(1)[:, index].view(-1, *value.data.shape), moves=True
+        )
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    dims = sorted(d % a.dim() for d in dims)
+    rest = [d for d in range(a.dim()) if d not in dims]
+    index = best(a.permute(*rest, *dims).flatten(len(rest)), -1, keepdim=True)
+
+    def one(t: Tensor) -> Tensor:
+        found = t.permute(*rest, *dims).flatten(len(rest)).gather(-1, index)[..., 0]
+        for d in dims if keep else ():
+            found = found.unsqueeze(d)
+        return found
+
+    return Linear([number], each(one), moves=True)
+
+
+@kind("maximum", "minimum", "fmax", "fmin")
+def _larger(value: Value, run: Run) -> Linear:
+    a, b = value.args[0], value.args[1] if len(value.args) > 1 else value.kwargs["other"]
+    x, y = (run.data(t.number) if isinstance(t, Ref) else t for t in (a, b))
+    first = (x >= y) if "max" in value.name else (x <= y)
+    chosen = Value(
+        value.number, "where", torch.where, (first, a, b), {}, None, value.data, value.place
+    )
+    return _where(chosen, run)
+
+
+# --- activations -----------------------------------------------------------------------------
+
+
+@kind("relu", "relu6", "gelu", "silu", "mish", "hardswish", "hardtanh", "tanh", "sigmoid",
+      "hardsigmoid", "leaky_relu", "elu", "selu", "celu", "softplus", "prelu", "rrelu", "clamp",
+      "clip", "clamp_min", "clamp_max", "threshold", "softsign", "tanhshrink", "softshrink",
+      "hardshrink", "logsigmoid", "erf", "abs", "sin", "atan", "arctan", "sinh", "asinh", "log1p",
+      "expm1", "sqrt", "exp")  # fmt: skip
+def _activation(value: Value, run: Run) -> Activation:
+    number = value.inputs[0]
+    if len(refs((value.args, value.kwargs))) > 1:
+        raise refusal(value, "has bounds or slopes that depend on the input")
+    zero = value.called(lambda _: torch.zeros_like(run.data(number)))
+    return Activation(number, zero if bool((zero != 0).any()) else None)

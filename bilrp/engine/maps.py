@@ -1,0 +1,285 @@
+"""Linear maps of relevance: one for each operation, at one input, in both directions.
+
+Every value a of the run carries its parts t = a u, one row an owner. Pushing forward acts on parts,
+pulling back on c = R / a; the two are adjoint, <push(t), c> = <t, pull(c)>. At a linear operation
+the parts go through the operation itself, so nothing is divided. Only where relevance is shared out
+anew, at an activation or by a rule of a single layer, parts are scaled.
+
+Rows stand in a dimension of their own, in front of the value's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bilrp.engine.rules import Branch
+
+RowsFn = Callable[..., Tensor]
+
+
+@dataclass
+class Sink:
+    """What an operation itself contributes: a bias, a constant, what a rule keeps.
+
+    Attributes
+    ----------
+    name : str
+        As a person calls it: "features.0" for the bias of this layer, "features.0, epsilon".
+    part : Tensor
+        Its part of the operation's output, of that shape.
+    """
+
+    name: str
+    part: Tensor
+
+
+@dataclass
+class Linear:
+    """An operation that is linear in the values it is given.
+
+    Attributes
+    ----------
+    parents : list of int
+        Numbers of the values that carry parts into it.
+    fn : callable
+        One tensor of rows, (rows, *shape), for each parent, to the rows of the output.
+    absolute : callable or None
+        The same with magnitudes for coefficients; None if no coefficient is negative.
+    sinks : list of Sink
+    moves : bool
+        Whether each output is one input, unchanged, or 0.
+    weights : bool
+        Whether it is a layer with weights, for the rules.
+    affine : Affine or None
+        A layer with weights in the form that rules for it alone work on.
+    transposed : callable or None
+        The adjoint of `fn` (and, given absolute=True, of `absolute`), where it is at hand.
+    """
+
+    parents: list[int]
+    fn: RowsFn
+    absolute: RowsFn | None = None
+    sinks: list[Sink] = field(default_factory=list)
+    moves: bool = False
+    weights: bool = False
+    affine: Affine | None = None
+    transposed: Callable[..., list[Tensor]] | None = None
+
+    def magnitudes(self, *rows: Tensor) -> Tensor:
+        return (self.absolute or self.fn)(*rows)
+
+
+@dataclass
+class Affine:
+    """A layer with weights, z = op(a, w) + b, in the form that rules of a single layer work on.
+
+    Attributes
+    ----------
+    op : callable (rows, w) -> rows
+    transposed : callable (rows, w) -> rows
+    weight : Tensor
+    bias : Tensor or None
+        Shaped to add to the output.
+    channels : tuple of int
+        Shape that a bias vector takes to be added to the output.
+    """
+
+    op: Callable[[Tensor, Tensor], Tensor]
+    transposed: Callable[[Tensor, Tensor], Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    channels: tuple[int, ...]
+
+    def shaped(self, bias: Tensor) -> Tensor:
+        return bias.view(self.channels) if bias.dim() == 1 else bias
+
+
+def adjoint(fn: RowsFn, shapes: Sequence[torch.Size], c: Tensor) -> list[Tensor]:
+    """The transpose of a linear function of rows, applied to (rows, *output)."""
+    like = [c.new_zeros(len(c), *shape).requires_grad_() for shape in shapes]
+    with torch.enable_grad():
+        out = fn(*like)
+    if not out.requires_grad:
+        return [t.detach() for t in like]
+    found = torch.autograd.grad(out, like, c.to(out.dtype), allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(like, found, strict=True)]
+
+
+class Local:
+    """A layer with weights under a rule of its own: shares are made anew within the layer.
+
+    t_k = f_k sum over terms op(v u, w), with f = part * value / z, where v u = (v / a) t.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer, for its sinks.
+    affine : Affine
+    branches : list of Branch
+    a : Tensor
+        Input of the layer.
+    value : Tensor
+        What is shared out: the layer's output, or that of the ReLU after it.
+    shares : bool
+        Whether the rows that come in are shares u instead of parts a u, as they are at the input.
+    product : torch.dtype or None
+        Number format of the products; None: that of the rows.
+    rule : str
+        What to call in the ledger what the rule keeps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        affine: Affine,
+        branches: list[Branch],
+        a: Tensor,
+        value: Tensor,
+        shares: bool,
+        product: torch.dtype | None,
+        rule: str,
+    ) -> None:
+        self.affine, self.value, self.product = affine, value, product
+        self.terms: list[tuple[Tensor | None, Tensor, int]] = []
+        self.scales: list[Tensor] = []
+        bias = torch.zeros_like(value)
+        epsilon, at_zero, nothing = (torch.zeros_like(value) for _ in range(3))
+        biased = affine.bias is not None
+        for number, branch in enumerate(branches):
+            z = branch.z
+            if z is None:
+                z = sum(self._op(v, w) for v, w in branch.terms)
+                if branch.bias is not None:
+                    z = z + affine.shaped(branch.bias)
+            stabilised = z + branch.epsilon * z.sign()
+            used = torch.ones_like(z, dtype=torch.bool) if branch.where is None else branch.where
+            part = branch.part * torch.where(used, value, 0)
+            f = torch.where(stabilised == 0, 0, part / stabilised)
+            f = torch.where(part == 0, 0, f)  # a dead output, whatever its denominator
+            self.scales.append(f)
+            nothing += torch.where(stabilised == 0, part, 0)
+            if branch.bias is not None:
+                bias += f * affine.shaped(branch.bias)
+            if branch.epsilon:
+                epsilon += f * branch.epsilon * z.sign()
+            for v, w in branch.terms:
+                if shares:
+                    self.terms.append((v, w, number))
+                    continue
+                if v is a:
+                    self.terms.append((None, w, number))
+                    continue
+                ratio = torch.where(a == 0, 0, v / a)
+                self.terms.append((ratio, w, number))
+                lost = torch.where(a == 0, v, 0)
+                if bool((lost != 0).any()):
+                    at_zero += f * self._op(lost, w)
+        found = [(f"{name}, {rule} at zeros", at_zero), (f"{name}, {rule} of nothing", nothing)]
+        found = [(n, part) for n, part in found if bool((part != 0).any())]
+        if any(b.epsilon for b in branches):
+            found.insert(0, (f"{name}, epsilon", epsilon))
+        if biased:
+            found.insert(0, (name, bias))
+        self.sinks = [Sink(n, part) for n, part in found]
+
+    def _op(self, v: Tensor, w: Tensor) -> Tensor:
+        return self.affine.op(v[None], w)[0]
+
+    def push(self, rows: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for v, w, number in self.terms:
+            moved = self._product(self.affine.op, rows if v is None else v * rows, w)
+            moved = moved.mul_(self.scales[number])
+            total = moved if total is None else total.add_(moved)
+        assert total is not None
+        return total
+
+    def pull(self, c: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for v, w, number in self.terms:
+            moved = self._product(self.affine.transposed, c * self.scales[number], w)
+            moved = moved if v is None else moved.mul_(v)
+            total = moved if total is None else total.add_(moved)
+        assert total is not None
+        return total
+
+    def _product(self, op: Callable, rows: Tensor, w: Tensor) -> Tensor:
+        if self.product is None:
+            return op(rows, w)
+        return op(rows.to(self.product), w.to(self.product)).to(rows.dtype)
+
+
+class End:
+    """The end of a segment: parts are scaled so that they make the activation's output.
+
+    t = f_p p + f_m m, where p are the parts before the activation and m those of the same paths
+    with magnitudes for coefficients; without gamma t = (out / in) p.
+
+    Parameters
+    ----------
+    before : Tensor
+        The value at the end of the segment, before the activation.
+    out : Tensor
+        After it; the same where no activation follows.
+    zero : Tensor or None
+        What the activation makes of 0, if that is not 0 everywhere; it has no owner but a sink.
+    gamma : float
+    magnitude : Tensor or None
+        Sum of m over all owners and sinks; None where there is no m.
+    name : str
+    biases : (Tensor, Tensor) or None
+        p and m of the biases of this segment, where they are to be shared among the others.
+    """
+
+    def __init__(
+        self,
+        before: Tensor,
+        out: Tensor,
+        zero: Tensor | None,
+        gamma: float,
+        magnitude: Tensor | None,
+        name: str,
+        biases: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        target = out if zero is None else out - zero
+        self.sinks = [] if zero is None else [Sink(f"{name}, value at 0", zero)]
+        self.f_m: Tensor | None = None
+        if magnitude is None:
+            z = before
+            self.f_p = torch.where(z == 0, 0, target / z)
+        else:
+            for_, against = (before + magnitude) / 2, (before - magnitude) / 2
+            shared: list[Tensor] = []
+            kept = torch.zeros_like(before)
+            times_for = 1 + gamma * (before > 0).to(before)
+            times_against = 1 + gamma * (before < 0).to(before)
+            z = times_for * for_ + times_against * against
+            f = torch.where(z == 0, 0, target / z)
+            if biases is not None:
+                for n, (side, times) in enumerate(((for_, times_for), (against, times_against))):
+                    part = (biases[0] + (1 - 2 * n) * biases[1]) / 2
+                    others = side - part
+                    # below rounding there is nobody to share with
+                    alone = others.abs() <= 1e3 * torch.finfo(side.dtype).eps * magnitude
+                    kept += torch.where(alone, f * times * part, 0)
+                    shared.append(times * torch.where(alone, 1, side / others))
+                times_for, times_against = shared
+                self.sinks.append(Sink(f"{name}, biases alone", kept))
+            self.f_p, self.f_m = (
+                f * (times_for + times_against) / 2,
+                f * (times_for - times_against) / 2,
+            )
+        lost = torch.where(z == 0, target, 0)
+        if bool((lost != 0).any()):  # only where an activation is not continuous at 0
+            self.sinks.append(Sink(f"{name}, value at 0", lost))
+
+    def push(self, p: Tensor, m: Tensor | None) -> Tensor:
+        out = p * self.f_p
+        return out if self.f_m is None or m is None else out.addcmul_(m, self.f_m)
+
+    def pull(self, c: Tensor) -> tuple[Tensor, Tensor | None]:
+        return c * self.f_p, None if self.f_m is None else c * self.f_m

@@ -1,0 +1,508 @@
+"""One forward pass of any module, recorded call by call.
+
+A torch function mode sees every call of a torch function (function, inputs, output), whatever the
+model's Python does. It belongs to this thread and this call. The model itself is never run: its
+module objects are copied, sharing all tensors, and the copies run in eval mode.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bilrp.engine.opened import FORMULAS, opened
+from bilrp.engine.registered import registered_modules
+
+_MODULE_CALL = {nn.Module._call_impl.__code__}
+
+
+class Place(NamedTuple):
+    """Which module a call was made in, and where in its code."""
+
+    name: str  # as in model.named_modules(), "" for the model itself
+    kind: type
+    number: int | None  # of a leaf module in the order of definition, from 1
+    module: nn.Module
+    line: str  # "file.py:12"
+
+    def __str__(self) -> str:
+        layer = f"layer {self.number}" if self.number else "module"
+        return f"{layer} ({self.kind.__name__}, named {self.name!r})"
+
+
+class Ref(NamedTuple):
+    """Stands for the value with this number among a call's arguments."""
+
+    number: int
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor that depends on the input, and the call that made it.
+
+    Attributes
+    ----------
+    number : int
+        In the order in which they were made; 0 is the input.
+    name : str
+        Of the function, such as "conv2d", "add" or "__getitem__".
+    func, args, kwargs
+        The call; `Ref` stands for tensors that depend on the input, all others are themselves.
+    pick : int or None
+        Which of the function's outputs this is.
+    data : Tensor
+        What came out.
+    place : Place
+    """
+
+    number: int
+    name: str
+    func: Callable
+    args: tuple
+    kwargs: dict
+    pick: int | None
+    data: Tensor
+    place: Place
+
+    @property
+    def inputs(self) -> list[int]:
+        """Numbers of the values that the call was given, in the order of its arguments."""
+        return [t.number for t in leaves((self.args, self.kwargs)) if isinstance(t, Ref)]
+
+    def called(self, replace: Callable[[int], Tensor]) -> Tensor:
+        """The same call with other tensors for the values that depend on the input."""
+        args, kwargs = mapped((self.args, self.kwargs), lambda t: _filled(t, replace))
+        out = self.func(*args, **kwargs)
+        return out if self.pick is None else out[self.pick]
+
+    def __str__(self) -> str:
+        return f"{self.name}, called by {self.place} at {self.place.line}"
+
+
+def _filled(t: Any, replace: Callable[[int], Tensor]) -> Any:
+    return replace(t.number) if isinstance(t, Ref) else t
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """All that stands in nested tuples, lists, dicts and slices."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for t in tree:
+            yield from leaves(t)
+    elif isinstance(tree, dict):
+        for t in tree.values():
+            yield from leaves(t)
+    elif isinstance(tree, slice):
+        yield from leaves((tree.start, tree.stop, tree.step))
+    else:
+        yield tree
+
+
+def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting with every leaf changed."""
+    if isinstance(tree, Ref):
+        return change(tree)
+    if isinstance(tree, tuple | list):
+        new = [mapped(t, change) for t in tree]
+        if isinstance(tree, list):
+            return new
+        return type(tree)(*new) if hasattr(tree, "_fields") else tuple(new)
+    if isinstance(tree, dict):
+        return {k: mapped(t, change) for k, t in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(mapped(t, change) for t in (tree.start, tree.stop, tree.step)))
+    return change(tree)
+
+
+# --- the copy that runs ----------------------------------------------------------------------
+
+
+def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+    """Copies of all module objects in eval mode that share the model's tensors.
+
+    Parameters
+    ----------
+    dtype, device : optional
+        Floating-point tensors are converted where they differ; the model's own stay as they are.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def tensor(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        to = dtype if t.is_floating_point() else None
+        return t.detach().to(device=device, dtype=to)
+
+    def attribute(v: Any) -> Any:
+        # Modules in plain lists are not registered, but run all the same.
+        if isinstance(v, nn.Module):
+            return module(v)
+        if type(v) in (list, tuple):
+            return type(v)(attribute(t) for t in v)
+        if type(v) is dict:
+            return {k: attribute(t) for k, t in v.items()}
+        if isinstance(v, Tensor):
+            return tensor(v)
+        owner = getattr(v, "__self__", None)
+        if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
+            return v.__func__.__get__(module(owner))  # a bound method of a module
+        return v
+
+    def module(m: nn.Module) -> nn.Module:
+        if id(m) in made:
+            return made[id(m)]
+        if isinstance(m, torch.jit.ScriptModule):
+            raise NotImplementedError(
+                f"{type(m).__name__} is a scripted module: its calls cannot be seen. Give the "
+                "Python module it was made from."
+            )
+        new = made[id(m)] = m.__class__.__new__(m.__class__)
+        for key, v in vars(m).items():
+            if key == "_modules":
+                v = {k: None if c is None else module(c) for k, c in v.items()}
+            elif key in ("_parameters", "_buffers"):
+                v = {k: tensor(t) for k, t in v.items()}
+            elif key.startswith("_forward") or key.startswith("_backward"):
+                v = copy.copy(v)  # hooks run as they do for the user, on the copy
+            else:
+                v = attribute(v)
+            new.__dict__[key] = v
+        new.__dict__["training"] = False
+        return new
+
+    return module(model)
+
+
+def place_and_format(
+    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where and in which format to compute: the model's own, at least float32."""
+    if dtype not in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+    # A model without any numbers of its own, such as a lone pooling, follows the input.
+    numbers = [t for t in (*model.parameters(), *model.buffers(), x) if t.is_floating_point()]
+    some = numbers[0] if numbers else torch.empty(0)
+    double = torch.float64 in (dtype, None if dtype else some.dtype)
+    where = torch.device(device) if device is not None else some.device
+    return where, torch.float64 if double else torch.float32
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """No gradients, no inference tensors, no autocast: values as they are, in this thread."""
+    with torch.inference_mode(False), torch.no_grad():
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+
+
+# --- the record ------------------------------------------------------------------------------
+
+
+class Record(TorchFunctionMode):
+    """All calls of one forward pass that depend on the input.
+
+    Attributes
+    ----------
+    values : list of Value
+        Value 0 is the input, the last call's output is not always the model's: see `output`.
+    output : int
+        Number of the model's output.
+    names : dict
+        For the numbers that enter (parameters and what is made of them alone): what to call them.
+
+    Raises
+    ------
+    NotImplementedError
+        Where the run leaves torch, is random, or cannot be followed.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.values: list[Value] = []
+        self.names: dict[int, str] = {}
+        self._known: dict[int, tuple[Tensor, int, int]] = {}  # id -> (tensor, number, version)
+        self._constants: list[Tensor] = []  # kept, so that no id is used twice
+        self._unknown: list[tuple[Tensor, str]] = []
+        self._where: dict[int, tuple[str, int | None]] = {}
+        number = 0
+        for name, m in model.named_modules():
+            leaf = next(m.children(), None) is None
+            number += leaf
+            self._where[id(m)] = (name, number if leaf else None)
+        for name, t in (*model.named_parameters(), *model.named_buffers()):
+            self._name(t, name)
+        for name, m in model.named_modules():
+            for key, t in vars(m).items():
+                for item in leaves(t) if type(t) in (Tensor, list, tuple, dict) else ():
+                    if isinstance(item, Tensor):
+                        self._name(item, f"{name}.{key}".lstrip("."))
+        root = Place("", type(model), None, model, "the input")
+        self._add("input", _identity, (), {}, None, x, root)
+        with exact(), self._opaque(), self:
+            out = model(x)
+        if not isinstance(out, Tensor):
+            raise NotImplementedError(
+                f"the model returns {type(out).__name__}, not a tensor. Wrap it in a module whose "
+                "forward returns the features, a tensor."
+            )
+        if id(out) not in self._known:
+            raise NotImplementedError(
+                "the model's output does not depend on its input through calls of torch functions"
+            )
+        self.output = self._known[id(out)][1]
+        self.features = self.values[self.output].data
+
+    # A registered module is one call, whatever happens inside.
+    @contextmanager
+    def _opaque(self) -> Iterator[None]:
+        kinds = registered_modules()
+        changed = []
+        for m in self.model.modules():
+            kind = next((c for c in type(m).__mro__ if c in kinds), None)
+            if kind is not None and type(m).forward is kind.forward:
+                m.__dict__["forward"] = self._one_call(m, m.forward)
+                changed.append(m)
+        try:
+            yield
+        finally:
+            for m in changed:
+                del m.__dict__["forward"]
+
+    def _one_call(self, m: nn.Module, forward: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if torch.overrides._get_current_function_mode() is not self:
+                return forward(*args, **kwargs)
+            return self.__torch_function__(_ModuleCall(m, forward), (), args, kwargs)
+
+        return run
+
+    def _name(self, t: Tensor, name: str) -> None:
+        if id(t) not in self.names:
+            self.names[id(t)] = name
+            self._constants.append(t)
+
+    def _add(self, name, func, args, kwargs, pick, data: Tensor, place: Place) -> None:
+        value = Value(len(self.values), name, func, args, kwargs, pick, data, place)
+        self.values.append(value)
+        self._known[id(data)] = (data, value.number, _version(data))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
+        known = [t for t in given if id(t) in self._known]
+        if not known:
+            out = func(*args, **kwargs)
+            self._made_of(out, given)
+            return out
+        name = _name_of(func)
+        if name in _FACTS:  # a size, a type: no numbers
+            return func(*args, **kwargs)
+        place = self._place_of(func.module) if isinstance(func, _ModuleCall) else self._place()
+        self._refuse_what_cannot_be_followed(name, func, args, kwargs, known, place)
+        if name in FORMULAS:
+            with self:
+                return FORMULAS[name](*args, **kwargs)
+        inner = opened(func)
+        if inner is not None:
+            with self:
+                return inner(*args, **kwargs)
+        for t in given:
+            if id(t) not in self._known and id(t) not in self.names:
+                self._unknown.append((t, f"{name}, called by {place} at {place.line}"))
+                self._name(t, f"a number in {place.name or type(self.model).__name__}")
+        before = {id(t): _version(t) for t in given}
+        first = known[0]
+        kept = first.clone() if _may_write(name, args, kwargs) else None
+        recorded = mapped((args, kwargs), self._ref)
+        if name == "__setitem__" and id(args[0]) not in self._known:
+            recorded = ((args[0].clone(), *recorded[0][1:]), recorded[1])
+        out = func(*args, **kwargs)
+        written = [t for t in given if _version(t) != before[id(t)]]
+        if written:
+            self._written(written, first, kept, name, place, given)
+        if name == "__setitem__":
+            out_data = args[0]
+            self._add(name, _set_item, *recorded, None, out_data, place)
+            return out
+        self._results(
+            name.rstrip("_") if written else name, func, recorded, out, place, bool(written)
+        )
+        return out
+
+    def _results(self, name, func, recorded, out, place, written) -> None:
+        func = _OUT_OF_PLACE.get(name, func) if written else func
+        if written:
+            recorded = (tuple(a for a in recorded[0] if a is not True), recorded[1])
+            recorded[1].pop("inplace", None)
+        if isinstance(out, Tensor):
+            self._add(name, func, *recorded, None, out, place)
+        elif isinstance(out, tuple | list):
+            for pick, t in enumerate(out):
+                if isinstance(t, Tensor):
+                    self._add(name, func, *recorded, pick, t, place)
+
+    def _ref(self, t: Any) -> Any:
+        if not isinstance(t, Tensor) or id(t) not in self._known:
+            return t
+        tensor, number, version = self._known[id(t)]
+        if version != _version(tensor):
+            raise NotImplementedError(
+                f"value {self.values[number]} was overwritten in place through another view of its "
+                "memory. Write that step without in-place functions."
+            )
+        return Ref(number)
+
+    def _made_of(self, out: Any, given: list[Tensor]) -> None:
+        """Numbers made of numbers are called after the first of them."""
+        name = next((self.names[id(t)] for t in given if id(t) in self.names), None)
+        for t in leaves(out):
+            if isinstance(t, Tensor):
+                self._name(t, name or self._place().name or type(self.model).__name__)
+
+    def _written(self, written, first, kept, name, place, given) -> None:
+        """After an in-place call: the old numbers stay with the old value."""
+        target = written[0]
+        if len(written) > 1 or (
+            id(target) in self._known and (target is not first or kept is None)
+        ):
+            raise NotImplementedError(
+                f"{name} at {place.line}, in {place}, writes in place in a way that cannot be "
+                "followed; write it without in-place functions"
+            )
+        if id(target) in self._known:
+            _, number, _ = self._known[id(target)]
+            self.values[number].data = kept
+
+    def _place(self) -> Place:
+        frame = sys._getframe(2)
+        line, user = "?", None
+        while frame is not None:
+            if user is None and not frame.f_code.co_filename.startswith(_TORCH):
+                if frame.f_code.co_filename != __file__:
+                    user = frame
+            if frame.f_code in _MODULE_CALL:
+                m = frame.f_locals.get("self")
+                if id(m) in self._where:
+                    name, number = self._where[id(m)]
+                    if user is not None:
+                        line = f"{user.f_code.co_filename.rsplit('/', 1)[-1]}:{user.f_lineno}"
+                    return Place(name, type(m), number, m, line)
+            frame = frame.f_back
+        return Place("", type(self.model), None, self.model, line)
+
+    def _place_of(self, m: nn.Module) -> Place:
+        name, number = self._where[id(m)]
+        return Place(name, type(m), number, m, "its call")
+
+    def _refuse_what_cannot_be_followed(self, name, func, args, kwargs, known, place) -> None:
+        if name in _LEAVES and any(t.is_floating_point() for t in known):
+            raise NotImplementedError(
+                f"{name} at {place.line}, in {place}, takes a number out of torch: what is done "
+                "with it there cannot be followed. Keep it a tensor."
+            )
+        if name.startswith(("dropout", "alpha_dropout", "feature_")):
+            random = _given(args, kwargs, 2, "training", True) and _given(args, kwargs, 1, "p", 0.5)
+        else:
+            trains = _given(args, kwargs, 5, "training", False)
+            random = (
+                name == "batch_norm" and trains and _given(args, kwargs, 1, "", None) is not None
+            )
+        if random:
+            raise NotImplementedError(
+                f"{place} runs {name} in training mode though the model was set to eval mode: what "
+                "it gives depends on chance or on other inputs. Call eval() on it."
+            )
+
+
+def _given(args: tuple, kwargs: dict, position: int, name: str, default: Any) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+class _ModuleCall:
+    """A registered module as if it were one function."""
+
+    __name__ = "module"
+
+    def __init__(self, module: nn.Module, forward: Callable) -> None:
+        self.module, self.forward = module, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
+_TORCH = str(torch.__file__).rsplit("/", 1)[0]
+_LEAVES = {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"}
+_FACTS = {
+    "size", "dim", "numel", "shape", "dtype", "device", "is_cuda", "is_contiguous", "ndim",
+    "requires_grad", "grad_fn", "is_nested", "layout", "stride", "ndimension", "nelement",
+    "is_floating_point", "is_complex", "__len__", "names", "is_leaf", "__bool__", "is_quantized",
+    "is_sparse", "is_mps", "is_xpu", "element_size", "data_ptr", "storage_offset", "get_device",
+    "__hash__", "is_meta", "is_mkldnn", "itemsize", "nbytes", "_version", "is_same_size", "__repr__",
+    "is_nonzero", "is_grad_enabled", "__format__", "is_inference", "is_tensor", "allclose", "equal",
+}  # fmt: skip
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _set_item(base: Tensor, index: Any, value: Any) -> Tensor:
+    out = base.clone()
+    out[index] = value
+    return out
+
+
+def _name_of(func: Any) -> str:
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":  # a property, such as .T or .shape
+        return getattr(func.__self__, "__name__", "property")
+    if name == "fn":  # max pooling with and without indices
+        return torch.overrides.resolve_name(func).rsplit(".", 1)[-1]
+    return _SAME.get(name, name)
+
+
+_SAME = {
+    "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv", "__add__": "add",
+    "__radd__": "add", "__iadd__": "add_", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_",
+    "__sub__": "sub", "__isub__": "sub_", "__truediv__": "div", "__itruediv__": "div_",
+    "__div__": "div", "__idiv__": "div_", "__matmul__": "matmul", "__rmatmul__": "rmatmul",
+    "__neg__": "neg", "__pow__": "pow", "true_divide": "div", "multiply": "mul", "divide": "div",
+    "subtract": "sub", "concat": "cat", "concatenate": "cat", "negative": "neg",
+    "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs",
+}  # fmt: skip
+
+# What an in-place function does, without writing.
+_OUT_OF_PLACE: dict[str, Callable] = {
+    name: getattr(torch, name)
+    for name in (
+        "add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "neg", "exp", "sqrt",
+        "rsqrt", "pow", "abs", "masked_fill", "celu", "selu", "reciprocal", "square", "clip",
+        "addmm", "addcmul", "addcdiv", "erf", "floor", "ceil", "round", "log", "softmax",
+        "squeeze", "unsqueeze", "transpose", "t", "index_add", "index_fill", "index_copy",
+    )
+    if hasattr(torch, name)
+}  # fmt: skip
+_OUT_OF_PLACE["leaky_relu"] = nn.functional.leaky_relu
+_OUT_OF_PLACE["elu"] = nn.functional.elu
+_OUT_OF_PLACE["threshold"] = nn.functional.threshold
+_OUT_OF_PLACE["hardtanh"] = nn.functional.hardtanh
+
+
+def _may_write(name: str, args: tuple, kwargs: dict) -> bool:
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        return True
+    return kwargs.get("inplace", False) is True or any(a is True for a in args)
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
