@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from bilrp.engine.owners import Groups
+from bilrp.engine.cones import Cones
+from bilrp.engine.living import Living, Reach
+from bilrp.engine.owners import Groups, Patches
 from bilrp.engine.plan import Stage
-from bilrp.engine.trace import Trace
-from bilrp.engine.windows import Span
+from bilrp.engine.trace import Pair, Trace
+from bilrp.engine.windows import Span, place, sum_of_windows
 
 T = TypeVar("T")
 WORKING_MEMORY = 1.0e9  # bytes that one chunk may take
@@ -37,40 +40,65 @@ def parts_of_features(
     tuple of Span or None
         Where the windows lie, if the parts are kept in windows.
     """
-    whole = owned_by_all(trace)
+    spans = None
     if cheaper_to_pull(trace, owners):
+        whole = owned_by_all(trace)
         values = _pulled_one_by_one(trace, owners, chunk)
+        check_sum(values.sum(0), whole[0], whole, "the features")
     else:
-        values = with_smaller_chunks(
-            lambda n: _pushed(trace, owners, n), trace, chunk or chunk_that_fits(trace)
-        )
-    check_sum(values.sum(0), whole[0], whole, "the features")
+        cones = Cones(trace, owners) if isinstance(owners, Patches) else None
+        if cones is not None and trace.output in cones.inside:
+            whole = owned_by_all(trace)
+            chunk = chunk or max(1, int(WORKING_MEMORY / (16 * cones.largest)))
+            values, spans = with_smaller_chunks(lambda n: _joined(cones, n), trace, chunk)
+            sums = sum_of_windows(values, *spans, trace.features.shape[-2:]).flatten()
+            check_sum(sums, whole[0], whole, "the features")
+        else:
+            chunk = chunk or chunk_that_fits(trace, cones)
+            values, whole = with_smaller_chunks(
+                lambda n: _pushed(trace, owners, cones, n), trace, chunk
+            )
+            check_sum(values.sum(0), whole[0], whole, "the features")
     names = [sink.name for _, sink in trace.sinks]
     absorbed = whole.new_zeros(len(trace.absorbing), whole.shape[1])
     index = torch.tensor([trace.absorbing.index(n) for n in names], dtype=torch.long)
-    return values, absorbed.index_add_(0, index.to(whole.device), whole[1:]), None
+    return values, absorbed.index_add_(0, index.to(whole.device), whole[1:]), spans
 
 
 def owned_by_all(trace: Trace) -> Tensor:
     """Parts of the features: of the input as a whole, then of each sink, (1 + sinks, features)."""
+    return trace.push_rows(_everything(trace), sinks=True, check=_checked(trace)).flatten(1)
 
-    def check(step: Stage, rows: Tensor) -> None:
-        if not step.shares and step.number:
-            value = trace.data(step.number)
-            biases = trace.hidden_biases(step.number)
-            total = rows.sum(0)
-            total = total if biases is None else total + biases
-            check_sum(total, value, rows, trace.told(step.number))
 
-    u = torch.ones(1, *trace.input.shape, dtype=trace.features.dtype, device=trace.input.device)
-    return trace.push_rows(u, sinks=True, check=check).flatten(1)
+def _everything(trace: Trace) -> Tensor:
+    return torch.ones(1, *trace.input.shape, dtype=trace.features.dtype, device=trace.input.device)
+
+
+def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int], None]:
+    """The guard: rows of the whole input and of all sinks must add up to the value."""
+
+    def check(stage: Stage, rows: Tensor | Living, first: int) -> None:
+        if stage.shares:
+            return
+        value, biases = trace.data(stage.number), trace.hidden_biases(stage.number)
+        if isinstance(rows, Living):
+            alive = rows.where >= 0
+            value, parts = value[0][alive], rows.rows[:, first:][rows.where[alive]].T
+        else:
+            parts = rows[first:]
+        total = parts.sum(0) if biases is None else parts.sum(0) + biases
+        check_sum(total, value, parts, trace.told(stage.number))
+
+    return check
 
 
 def check_sum(total: Tensor, value: Tensor, rows: Tensor, what: str) -> None:
     """The parts of all owners are the value; NotImplementedError where they are not."""
+    if value.numel() == 0:
+        return
     size = float(rows.abs().sum(0).max())
     tolerance = 1e-4 if value.dtype == torch.float32 else 1e-9
-    error = float((total.flatten() - value.flatten()).abs().max()) if value.numel() else 0.0
+    error = float((total.flatten() - value.flatten()).abs().max())
     if not error <= tolerance * size + 1e-30:
         raise NotImplementedError(
             f"the parts of all owners do not add up to the value of {what}: they miss it by "
@@ -79,16 +107,75 @@ def check_sum(total: Tensor, value: Tensor, rows: Tensor, what: str) -> None:
         )
 
 
-def _pushed(trace: Trace, owners: Groups, chunk: int) -> Tensor:
-    values = None
-    for numbers in torch.arange(math.prod(owners.grid)).split(chunk):
-        u = owners.indicator(numbers, trace.input, trace.features.dtype)
-        rows = trace.push_rows(u, sinks=False).flatten(1)
-        if values is None:
-            values = rows.new_empty(math.prod(owners.grid), rows.shape[1])
-        values[numbers] = rows
+def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tuple[Tensor, Tensor]:
+    """Parts of all owners, and of the whole input and all sinks, which go with the first chunk."""
+    inside = set() if cones is None else cones.inside
+    upper = [s for s in trace.steps[1:] if s.number not in inside]
+    lower = [s for s in trace.steps[1:] if s.number in inside]
+    rest: dict[int, Pair] = {0: (_everything(trace), None)}
+    at = trace.run(lower, rest, 1, {}, 0, _checked(trace))
+    values = whole = None
+    for numbers, rows, reach in _at_the_bottom(trace, owners, cones, chunk):
+        n = len(numbers)
+        if whole is None:
+            rows = {k: _appended(r, rest[k]) for k, r in rows.items()}
+            end = trace.run(upper, rows, n + at, reach, n, _checked(trace))
+            both = trace.at_the_end(rows, end).flatten(1)
+            found, whole = both[:n], both[n:].clone()
+            values = found.new_empty(math.prod(owners.grid), found.shape[1])
+        else:
+            trace.run(upper, rows, None, reach)
+            found = trace.at_the_end(rows, None).flatten(1)
+        values[numbers] = found
     assert values is not None
-    return values
+    assert whole is not None
+    return values, whole
+
+
+def _appended(pair: Pair, rest: Pair) -> Pair:
+    (p, m), (p2, m2) = pair, rest
+    return torch.cat([p, p2]), None if m is None else torch.cat([m, m2])
+
+
+def _at_the_bottom(
+    trace: Trace, owners: Groups, cones: Cones | None, chunk: int
+) -> Iterator[tuple[Tensor, dict[int, Pair], dict[int, Reach]]]:
+    """Owners in chunks: their numbers, and their rows where whole maps begin."""
+    if cones is None:
+        for numbers in torch.arange(math.prod(owners.grid)).split(chunk):
+            u = owners.indicator(numbers, trace.input, trace.features.dtype)
+            yield numbers, {0: (u, None)}, {}
+        return
+    for numbers, windows in cones.push(chunk):
+        rows, reach = {}, {}
+        for n, w in windows.items():
+            size = tuple(trace.data(n).shape[-2:])
+            p, m = (
+                None if t is None else place(t, w.rows, w.cols, size)[:, None] for t in (w.p, w.m)
+            )
+            rows[n] = (p, m)
+            across = len(w.cols.starts)
+            k = torch.arange(len(numbers))
+            row_of = k.div(across, rounding_mode="floor")
+            reach[n] = Reach(w.rows, w.cols, row_of, k % across)
+        yield numbers, rows, reach
+
+
+def _joined(cones: Cones, chunk: int) -> tuple[Tensor, tuple[Span, Span]]:
+    """All patches' windows of the features in one tensor, with zeros below and on the right."""
+    grid, (output,) = cones.owners.grid, [cones.trace.output]
+    found = [(numbers, windows[output]) for numbers, windows in cones.push(chunk)]
+    height = max(w.rows.size for _, w in found)
+    width = max(w.cols.size for _, w in found)
+    row_starts, col_starts = [0] * grid[0], [0] * grid[1]
+    first = found[0][1].p
+    values = first.new_zeros(math.prod(grid), first.shape[1], height, width)
+    for numbers, w in found:
+        values[numbers, :, : w.rows.size, : w.cols.size] = w.p
+        starts = product(w.rows.starts, w.cols.starts)
+        for number, (r, c) in zip(numbers.tolist(), starts, strict=True):
+            row_starts[number // grid[1]], col_starts[number % grid[1]] = r, c
+    return values, (Span(tuple(row_starts), height), Span(tuple(col_starts), width))
 
 
 def pull_projected(
@@ -117,7 +204,7 @@ def pull_projected(
         return torch.cat(parts, 1), torch.cat(kept, 1)
 
     memory = PULLED_ON_A_CPU if trace.input.device.type == "cpu" else WORKING_MEMORY
-    return with_smaller_chunks(pulled, trace, chunk or chunk_that_fits(trace, memory))
+    return with_smaller_chunks(pulled, trace, chunk or chunk_that_fits(trace, None, memory))
 
 
 def _pulled_one_by_one(trace: Trace, owners: Groups, chunk: int | None) -> Tensor:
@@ -174,7 +261,15 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def chunk_that_fits(trace: Trace, memory: float = WORKING_MEMORY) -> int:
+def chunk_that_fits(
+    trace: Trace, cones: Cones | None = None, memory: float = WORKING_MEMORY
+) -> int:
     """How many rows at once keep the largest values of a run within this memory."""
-    sizes = [trace.data(s.number).numel() * (2 if s.pair else 1) for s in trace.steps]
-    return max(1, int(memory / (4 * max(sizes) * trace.features.element_size())))
+    inside = set() if cones is None else cones.inside - set(cones.frontier)
+    sizes = [
+        trace.data(s.number).numel() * (2 if s.pair else 1)
+        for s in trace.steps
+        if s.number not in inside
+    ]
+    largest = max([*sizes, 1 if cones is None else cones.largest])
+    return max(1, int(memory / (4 * largest * trace.features.element_size())))

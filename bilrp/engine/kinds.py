@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.maps import Affine, Linear, Sink
+from bilrp.engine.maps import Affine, Linear, Sink, Winners
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.record import Ref, Value, _given, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import CPLRP, AttnLRP, RuleBook
+from bilrp.engine.windows import Geometry
 
 
 @dataclass
@@ -206,7 +207,7 @@ def _move(value: Value, run: Run) -> Linear:
     "feature_alpha_dropout", "requires_grad_", "data", "cpu", "cuda", "alias", "positive",
 )  # fmt: skip
 def _same(value: Value, run: Run) -> Linear:
-    return Linear([value.inputs[0]], lambda r: r, moves=True)
+    return Linear([value.inputs[0]], lambda r: r, moves=True, coefficients=[1.0])
 
 
 @kind("cat", "stack", "hstack", "vstack", "dstack", "column_stack")
@@ -339,6 +340,9 @@ def _add(value: Value, run: Run) -> Linear:
         absolute,
         sinks,
         moves=moves and list(weights.values()) == [1],
+        coefficients=list(weights.values())
+        if all(run.data(n).shape == shape for n in parents)
+        else None,
     )
 
 
@@ -458,7 +462,13 @@ def _conv(value: Value, run: Run) -> Linear:
 
     shape = (1, -1, *[1] * n)
     full = None if bias is None else bias.view(shape).expand(value.data.shape)
-    return weighted(parent, Affine(op, transposed, weight, full, shape), value.place.name)
+    affine = Affine(op, transposed, weight, full, shape)
+    if value.name == "conv2d" and frame is None and a.shape[0] == 1:
+        sizes = (_tuple(options[k], n) for k in ("stride", "padding", "dilation"))
+        affine.geometry = Geometry(tuple(weight.shape[2:]), *map(tuple, sizes))
+        affine.groups = options["groups"]
+        affine.unpadded = lambda v, w: F.conv2d(v, w, **{**options, "padding": 0})
+    return weighted(parent, affine, value.place.name)
 
 
 def _tuple(v: Any, n: int) -> list[int]:
@@ -803,7 +813,16 @@ def _max_pool(value: Value, run: Run) -> Linear:
         out.scatter_add_(3, index.expand(len(c), *index.shape), c.flatten(3))
         return [out.view(len(c), *a.shape)]
 
-    return Linear([number], fn, moves=True, transposed=transposed)
+    winners = None
+    if value.name == "max_pool2d" and a.shape[0] == 1:
+        kernel = given["kernel_size"]
+        given = {"stride": given.get("stride") or kernel, "padding": 0, "dilation": 1, **{
+            k: v for k, v in given.items() if v is not None
+        }}  # fmt: skip
+        sizes = (given[k] for k in ("kernel_size", "stride", "padding", "dilation"))
+        geometry = Geometry(*(tuple(_tuple(v, 2)) for v in sizes))
+        winners = Winners(index.view(shape[1:]), geometry, tuple(a.shape[1:]))
+    return Linear([number], fn, moves=True, transposed=transposed, winners=winners)
 
 
 @kind("amax", "amin", "max", "min")

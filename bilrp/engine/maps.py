@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bilrp.engine.rules import Branch
+from bilrp.engine.windows import Geometry
 
 RowsFn = Callable[..., Tensor]
 
@@ -58,6 +59,10 @@ class Linear:
         A layer with weights in the form that rules for it alone work on.
     transposed : callable or None
         The adjoint of `fn` (and, given absolute=True, of `absolute`), where it is at hand.
+    coefficients : list of float or None
+        Of a sum, place by place, of values that have the output's shape.
+    winners : Winners or None
+        Of a max-pooling of maps.
     """
 
     parents: list[int]
@@ -68,9 +73,29 @@ class Linear:
     weights: bool = False
     affine: Affine | None = None
     transposed: Callable[..., list[Tensor]] | None = None
+    coefficients: list[float] | None = None
+    winners: Winners | None = None
 
     def magnitudes(self, *rows: Tensor) -> Tensor:
         return (self.absolute or self.fn)(*rows)
+
+
+@dataclass
+class Winners:
+    """Where the winners of a max-pooling of maps stand.
+
+    Attributes
+    ----------
+    index : Tensor (channels, rows, cols) of int
+        Place of the winner in its map, flattened.
+    geometry : Geometry
+    shape : tuple of int
+        Of the input, (channels, rows, cols).
+    """
+
+    index: Tensor
+    geometry: Geometry
+    shape: tuple[int, ...]
 
 
 @dataclass
@@ -93,6 +118,9 @@ class Affine:
     weight: Tensor
     bias: Tensor | None
     channels: tuple[int, ...]
+    geometry: Geometry | None = None  # of a 2-d convolution
+    groups: int = 1
+    unpadded: Callable[[Tensor, Tensor], Tensor] | None = None  # (windows, w) -> windows
 
     def shaped(self, bias: Tensor) -> Tensor:
         return bias.view(self.channels) if bias.dim() == 1 else bias

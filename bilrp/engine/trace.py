@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.kinds import Run
-from bilrp.engine.maps import Sink, adjoint
+from bilrp.engine.living import Living, Reach, living_cost
+from bilrp.engine.maps import Local, Sink, adjoint
 from bilrp.engine.plan import Plan, Stage
 from bilrp.engine.record import Record, exact, place_and_format, shadow
 from bilrp.engine.rules import RuleBook, Rules
+from bilrp.engine.windows import Geometry
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -78,15 +80,16 @@ class Trace:
             _compare_with_model(model, copied, record, x)
             self.input, self.features = x, record.features
             self._run = Run(record.values, record.names, book, self.product)
-            self._output = record.output
+            self.output = record.output
             plan = Plan(self._run, record.output, self.product)
         self.steps, self.closing = plan.steps, plan.closing
         self._biases = {n: p for n, (p, _) in plan.biases.items()}
+        self._scales: dict[int, Tensor] = {}
         self.by_number = {step.number: step for step in self.steps}
-        at_end = self.closing.get(self._output)
+        at_end = self.closing.get(self.output)
         self.closing_sinks = at_end.sinks if at_end else []
         self.sinks = [(step.number, sink) for step in self.steps for sink in step.sinks]
-        self.sinks += [(self._output, sink) for sink in self.closing_sinks]
+        self.sinks += [(self.output, sink) for sink in self.closing_sinks]
 
     # --- what travels --------------------------------------------------------------------------
 
@@ -118,59 +121,157 @@ class Trace:
         ----------
         u : Tensor (K, *input)
         sinks : bool
-        check : callable (value, rows), optional
-            Called with the value and the parts of all owners at every step.
+        check : callable (stage, parts, first), optional
+            Called with the parts of all owners at every step.
+
+        Returns
+        -------
+        Tensor (K, *features) or (K + sinks, *features)
         """
-        rows: dict[int, Pair] = {}
+        rows: dict[int, Pair] = {0: (u, None)}
+        at = self.run(self.steps[1:], rows, len(u) if sinks else None, {}, 0, check)
+        return self.at_the_end(rows, at)
+
+    def run(
+        self,
+        stages: list[Stage],
+        rows: dict[int, Pair],
+        at: int | None,
+        reach: dict[int, Reach],
+        first: int = 0,
+        check: Callable | None = None,
+    ) -> int | None:
+        """Push rows through some of the steps; what is not needed any more is dropped.
+
+        Parameters
+        ----------
+        stages : list of Stage
+        rows : dict
+            Of the values below; those of the values above are put there.
+        at : int or None
+            Row at which the next sink begins; None to leave sinks out.
+        reach : dict
+            Which owners reach which places of a value, where that is known.
+        first, check
+            `check` is called with each stage, its parts and `first`.
+
+        Returns
+        -------
+        int or None
+            `at` after the sinks of these steps.
+        """
         last = self._last_use()
-        index, count = 0, len(u)
-        for step in self.steps:
-            p, m = self._pushed(step, rows, u)
-            if sinks and step.sinks:
-                p, m = _with_sinks(p, m, step, count + index)
-                index += len(step.sinks)
+        for stage in stages:
+            p, m = self._pushed(stage, rows, reach)
+            if at is not None and stage.sinks:
+                p, m = _with_sinks(p, m, stage, at)
+                at += len(stage.sinks)
             if check is not None:
-                check(step, p)
-            rows[step.number] = (p, m)
-            for n in last[step.number]:
+                check(stage, p, first)
+            rows[stage.number] = (p, m)
+            self._reached(stage, reach)
+            for n in last[stage.number]:
                 rows.pop(n, None)
-        out = self._closed(rows, self._output)
-        if sinks:
-            out = _padded(out, count + index)
-            if self.closing_sinks:
-                out = torch.cat([out, torch.stack([s.part for s in self.closing_sinks])])
+        return at
+
+    def at_the_end(self, rows: dict[int, Pair], at: int | None) -> Tensor:
+        """Rows of the features, with all sinks if `at` counts them."""
+        out = self._closed(rows, self.output)
+        if at is None:
+            return out
+        out = _padded(out, at)
+        if self.closing_sinks:
+            out = torch.cat([out, torch.stack([s.part for s in self.closing_sinks])])
         return out
 
-    def _pushed(self, step: Stage, rows: dict[int, Pair], u: Tensor) -> Pair:
-        if not step.parents:
-            return u, None
-        if step.tokens:
-            shape = self.data(step.number).shape
+    def _pushed(self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach]) -> Pair:
+        if stage.tokens:
+            u, shape = rows[0][0], self.data(stage.number).shape
             extra = len(shape) - (u.dim() - 1)
             return u.view(*u.shape, *[1] * extra).expand(len(u), *shape), None
-        if step.local is not None:
-            return step.local.push(self._local_rows(step, rows)), None
-        if step.end is not None:
-            if step.end.f_m is None:
-                return step.end.push(self._parts(step.parents[0], rows)[0], None), None
-            return step.end.push(*self._pair(step.parents[0], rows)), None
-        linear = step.linear
+        if stage.local is not None:
+            return self._through_layer(stage, rows, reach), None
+        if stage.end is not None:
+            if stage.end.f_m is None:
+                return stage.end.push(self._parts(stage.parents[0], rows)[0], None), None
+            return stage.end.push(*self._pair(stage.parents[0], rows)), None
+        linear = stage.linear
         assert linear is not None
-        if step.shares:
-            return linear.fn(rows[step.parents[0]][0]), None
-        if not step.pair:
-            given = _aligned([self._closed(rows, n) for n in step.parents])
-            return linear.fn(*given), None
-        given = [self._pair(n, rows) for n in step.parents]
-        p, m = _aligned([g[0] for g in given]), _aligned([g[1] for g in given])
+        if stage.shares:
+            return linear.fn(rows[stage.parents[0]][0]), None
+        if not stage.pair:
+            if linear.winners is not None:
+                (given,) = (rows[n][0] for n in stage.parents)
+                if isinstance(given, Living):
+                    return given.pooled(linear.winners.index, linear.winners.geometry), None
+            return linear.fn(*_aligned([self._closed(rows, n) for n in stage.parents])), None
+        pairs = [self._pair(n, rows) for n in stage.parents]
+        p, m = _aligned([g[0] for g in pairs]), _aligned([g[1] for g in pairs])
         return linear.fn(*p), linear.magnitudes(*m)
+
+    def _through_layer(
+        self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach]
+    ) -> Tensor | Living:
+        n = stage.parents[0]
+        given = rows[n][0]
+        if living_applies(stage, self) and n not in self.closing:
+            local, scale = stage.local, self.needed_scale(stage)
+            weight, a = local.affine.weight, self.data(n)
+            whole = len(given) * scale[0].numel() * weight.numel()
+            if living_cost(a, scale != 0, weight, len(given)) < whole:
+                if not isinstance(given, Living):
+                    given = Living.of(given, a[0] != 0, reach.get(n))
+                return given.convolved(local.terms[0][1], scale, local.affine.geometry)
+        return stage.local.push(self._local_rows(stage, rows))
+
+    def _reached(self, stage: Stage, reach: dict[int, Reach]) -> None:
+        g = self.geometry(stage)
+        if g is not None and len(stage.parents) == 1 and stage.parents[0] in reach:
+            reach[stage.number] = reach[stage.parents[0]].through(g)
+
+    def geometry(self, stage: Stage) -> Geometry | None:
+        """How a step moves the cone of a patch; None if it does not work on maps place by place."""
+        shape = self.data(stage.number).shape
+        if len(shape) != 4 or shape[0] != 1:
+            return None
+        if not stage.parents or stage.end is not None:
+            return Geometry()
+        if isinstance(stage.local, Local):
+            return stage.local.affine.geometry
+        linear = stage.linear
+        if linear is None:
+            return None
+        if linear.affine is not None:
+            return linear.affine.geometry
+        if linear.winners is not None:
+            return linear.winners.geometry
+        return Geometry() if linear.coefficients is not None else None
+
+    def needed_scale(self, stage: Stage) -> Tensor:
+        """f_k of a layer, (C, H, W), 0 where no relevance of the features can arrive."""
+        if stage.number not in self._scales:
+            scale = stage.local.scales[0][0]
+            readers = [s for s in self.steps if stage.number in s.parents]
+            if len(readers) == 1 and stage.number != self.output:
+                linear = readers[0].linear
+                if linear is not None and linear.winners is not None:
+                    index = linear.winners.index.flatten(1)
+                    won = torch.zeros_like(scale, dtype=torch.bool).flatten(1)
+                    used = (self.data(readers[0].number)[0] != 0).flatten(1)
+                    won.scatter_reduce_(1, index, used, "amax")
+                    scale = scale * won.view(scale.shape)
+            self._scales[stage.number] = scale
+        return self._scales[stage.number]
 
     def _local_rows(self, step: Stage, rows: dict[int, Pair]) -> Tensor:
         parent = self.by_number[step.parents[0]]
-        return rows[parent.number][0] if parent.shares else self._closed(rows, parent.number)
+        if parent.shares:
+            return rows[parent.number][0]
+        return self._closed(rows, parent.number)
 
     def _parts(self, n: int, rows: dict[int, Pair]) -> Pair:
         p, m = rows[n]
+        p = p.dense() if isinstance(p, Living) else p
         return (p * self.data(n), None) if self.by_number[n].shares else (p, m)
 
     def _pair(self, n: int, rows: dict[int, Pair]) -> Pair:
@@ -186,7 +287,7 @@ class Trace:
         last: dict[int, int] = {}
         for step in self.steps:
             last.update(dict.fromkeys(step.parents, step.number))
-        last.pop(self._output, None)
+        last.pop(self.output, None)
         ends: dict[int, list[int]] = {step.number: [] for step in self.steps}
         for n, when in last.items():
             ends[when].append(n)
@@ -239,7 +340,7 @@ class Trace:
             keep(self.closing[n].sinks, p, None)
             give(n, *self.closing[n].pull(p))
 
-        close(self._output, c)
+        close(self.output, c)
         for step in reversed(self.steps):
             if step.number not in waiting:
                 continue
@@ -293,11 +394,29 @@ class Trace:
                     give(n, back, other)
 
 
-def _with_sinks(p: Tensor, m: Tensor | None, step: Stage, at: int) -> Pair:
+def _with_sinks(p: Tensor | Living, m: Tensor | None, stage: Stage, at: int) -> Pair:
     """Rows with those of the sinks that begin here, which stand from row `at` on."""
-    parts = torch.stack([s.part for s in step.sinks]).to(p)
+    parts = torch.stack([s.part for s in stage.sinks])
+    if isinstance(p, Living):
+        return p.with_owners(torch.cat([parts.new_zeros(at - len(p), *parts.shape[1:]), parts])), m
+    parts = parts.to(p)
     p = torch.cat([_padded(p, at), parts])
     return p, None if m is None else torch.cat([_padded(m, at), parts.abs()])
+
+
+def living_applies(stage: Stage, trace: Trace) -> bool:
+    """Whether a convolution can multiply its living inputs and outputs alone."""
+    # On a GPU one large product beats many small ones, so it is left to whole maps there.
+    local = stage.local
+    return (
+        isinstance(local, Local)
+        and local.affine.geometry is not None
+        and local.affine.groups == 1
+        and len(local.terms) == 1
+        and local.terms[0][0] is None
+        and local.product is None
+        and trace.features.device.type == "cpu"
+    )
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

@@ -69,6 +69,15 @@ class Span:
         return Span(starts, size), (lead, after)
 
 
+    def cone(self, layer: Geometry, axis: int) -> Span:
+        """Spans one layer further up that hold all that is reached, however the patches lie."""
+        stride, padding = layer.stride[axis], layer.padding[axis]
+        reach = layer.dilation[axis] * (layer.kernel[axis] - 1)
+        starts = tuple(-((reach - padding - s) // stride) for s in self.starts)
+        ends = ((s + self.size - 1 + padding) // stride for s in self.starts)
+        return Span(starts, max(e - s for s, e in zip(starts, ends, strict=True)) + 1)
+
+
 def lattices(count: int, patch: int, stride: int) -> Iterator[range]:
     """Split patch indices 0..count-1 so that in each part all patches lie alike on the stride.
 

@@ -1,0 +1,164 @@
+"""Shares of the living neurons alone, of the owners that reach them.
+
+After a ReLU most activations are zero (four of five in the upper half of VGG-16), and a neuron in the
+middle of a network is reached by a part of the picture only. A dead input has no parts, a dead
+output takes none, an owner that does not reach a place has none there: what is skipped is exactly
+zero. At each place of a convolution's map one small product remains, (living outputs x living
+inputs) @ (living inputs x reaching owners). Max-pooling moves no numbers at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilrp.engine.windows import Geometry, Span
+
+COPY = 50  # what copying a number costs, in multiplications; measured on VGG-16
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which owners reach which rows and columns of a map.
+
+    Attributes
+    ----------
+    rows, cols : Span
+        Cones of the rows and of the columns of the patch grid.
+    row_of, col_of : Tensor (patches,) of int
+        Place in the grid of each row of parts that belongs to a patch; those after them, of
+        sinks, reach all places.
+    """
+
+    rows: Span
+    cols: Span
+    row_of: Tensor
+    col_of: Tensor
+
+    def through(self, layer: Geometry) -> Reach:
+        return Reach(
+            self.rows.cone(layer, 0), self.cols.cone(layer, 1), self.row_of, self.col_of
+        )
+
+    def masks(self, size: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+        """Whether each of `count` rows of parts reaches each row, each column of a map."""
+        found = []
+        for span, which, length in (
+            (self.rows, self.row_of, size[0]),
+            (self.cols, self.col_of, size[1]),
+        ):
+            starts = torch.tensor(span.starts)[which]
+            places = torch.arange(length)[:, None]
+            mask = (starts <= places) & (places < starts + span.size)
+            found.append(F.pad(mask, (0, count - len(which)), value=True))
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Living:
+    """Parts of the living neurons of one map.
+
+    Attributes
+    ----------
+    rows : Tensor (living, owners)
+        One row of parts for each living neuron.
+    where : Tensor (channels, height, width) of int
+        Each neuron's row, -1 where it is dead.
+    reach : Reach or None
+        Which owners reach which places; None: all may.
+    """
+
+    rows: Tensor
+    where: Tensor
+    reach: Reach | None = None
+
+    def __len__(self) -> int:
+        return self.rows.shape[1]
+
+    @classmethod
+    def of(cls, parts: Tensor, living: Tensor, reach: Reach | None = None) -> Living:
+        """Keep the living neurons, (C, H, W) of bool, of parts (owners, 1, C, H, W)."""
+        index = living.flatten().nonzero()[:, 0]
+        rows = parts.flatten(1).index_select(1, index).T.contiguous()
+        return cls(rows, _numbered(living.flatten()).view(living.shape), reach)
+
+    def dense(self) -> Tensor:
+        """All parts, (owners, 1, C, H, W), zero at the dead."""
+        flat = self.where.flatten()
+        living = (flat >= 0).nonzero()[:, 0]
+        parts = self.rows.new_zeros(self.rows.shape[1], len(flat))
+        parts[:, living] = self.rows.index_select(0, flat[living]).T
+        return parts.view(-1, 1, *self.where.shape)
+
+    def with_owners(self, parts: Tensor) -> Living:
+        """The same with more owners, whose parts are (owners, 1, C, H, W)."""
+        living = self.where.flatten() >= 0
+        new = self.rows.new_zeros(len(self.rows), len(parts))
+        new[self.where.flatten()[living]] = parts.flatten(1)[:, living].T
+        return Living(torch.cat([self.rows, new], 1), self.where, self.reach)
+
+    def pooled(self, index: Tensor, layer: Geometry) -> Living:
+        """Through max-pooling whose winners are at `index`, (C, H', W'), of flattened maps."""
+        where = self.where.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+        return Living(self.rows, where, self.reach and self.reach.through(layer))
+
+    def convolved(self, weight: Tensor, scale: Tensor, layer: Geometry) -> Living:
+        """Through a convolution: t_k = f_k sum_j w_jk t_j.
+
+        Parameters
+        ----------
+        weight : Tensor (C_out, C, kh, kw)
+            rho(w).
+        scale : Tensor (C_out, H_out, W_out)
+            f_k; outputs where it is zero need no parts.
+        layer : Geometry
+        """
+        (top, left), (dy, dx), (kh, kw) = layer.padding, layer.dilation, layer.kernel
+        # Room for places below and on the right that a floor division left out.
+        where = F.pad(self.where.permute(1, 2, 0), (0, 0, left, left, top, top), value=-1)
+        filters = weight.permute(0, 2, 3, 1).flatten(1)
+        factor = scale.permute(1, 2, 0)
+        needed = factor != 0
+        count = len(self)
+        new = self.reach and self.reach.through(layer)
+        rows = self.rows.new_zeros if new else self.rows.new_empty
+        rows = rows(int(needed.sum()), count)
+        by_row, by_col = new.masks(tuple(scale.shape[1:]), count) if new else (None, None)
+        done = 0
+        for y in range(factor.shape[0]):
+            down = slice(y * layer.stride[0], y * layer.stride[0] + dy * (kh - 1) + 1, dy)
+            for x in range(factor.shape[1]):
+                across = slice(x * layer.stride[1], x * layer.stride[1] + dx * (kw - 1) + 1, dx)
+                k = needed[y, x].nonzero()[:, 0]
+                source = where[down, across].reshape(-1)
+                j = (source >= 0).nonzero()[:, 0]
+                w = filters.index_select(0, k).index_select(1, j)
+                w *= factor[y, x, k][:, None]
+                parts = source[j]
+                out = rows[done : done + len(k)]
+                done += len(k)
+                if by_row is not None:
+                    own = (by_row[y] & by_col[x]).nonzero()[:, 0]
+                    if len(own) < 0.7 * count:
+                        few = self.rows[parts[:, None], own]
+                        out[:, own] = w @ few
+                        continue
+                torch.mm(w, self.rows.index_select(0, parts), out=out)
+        place = _numbered(needed.flatten()).view(needed.shape).permute(2, 0, 1)
+        return Living(rows, place, new)
+
+
+def living_cost(a: Tensor, needed: Tensor, weight: Tensor, owners: int) -> float:
+    """Estimated multiply-adds of `Living.convolved`."""
+    inputs = float((a != 0).double().mean()) * weight[0].numel()
+    outputs = float(needed.double().mean()) * weight.shape[0]
+    places = needed.shape[-2] * needed.shape[-1]
+    return places * inputs * (outputs * owners + COPY * (owners + weight.shape[0]))
+
+
+def _numbered(mask: Tensor) -> Tensor:
+    """0, 1, 2, ... at the true entries of a flat mask, -1 at the others."""
+    return torch.where(mask, mask.cumsum(0) - 1, -1)
