@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench picture notebooks format clean help chromium
+.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -35,6 +35,9 @@ student: $(READY)  ## make notebooks without solutions, and a zip of them to han
 
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
+
+zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
+	@$(BIN)/python -m tests.zoo --output assets/zoo.md
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
