@@ -7,7 +7,7 @@ here is refused if relevance reaches it, and is no matter if it only makes sizes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Run:
     names: dict[int, str]
     book: RuleBook
     product: torch.dtype | None = None
+    masks: dict[int, bool] = field(default_factory=dict)
 
     def data(self, number: int) -> Tensor:
         return self.values[number].data
@@ -164,7 +165,7 @@ def offset(value: Value, run: Run, parents: list[int]) -> list[Sink]:
 
 def scaled(parent: int, factor: Tensor | float, shape: torch.Size) -> Linear:
     """Times a number, element by element."""
-    factor = torch.as_tensor(factor)
+    factor = numeric(factor)
     if factor.dim() == 0 or factor.shape == shape[len(shape) - factor.dim() :]:
         simple = factor  # broadcasts over rows as it is
     else:
@@ -172,6 +173,11 @@ def scaled(parent: int, factor: Tensor | float, shape: torch.Size) -> Linear:
     magnitude = None if bool((factor >= 0).all()) else simple.abs()
     absolute = None if magnitude is None else (lambda r: _wide(r, shape) * magnitude)
     return Linear([parent], lambda r: _wide(r, shape) * simple, absolute)
+
+
+def numeric(t: Any) -> Tensor:
+    """A tensor of what may be a Python number, with all its digits."""
+    return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
 
 
 def _wide(rows: Tensor, shape: torch.Size) -> Tensor:
@@ -263,7 +269,7 @@ def _where(value: Value, run: Run) -> Linear:
     masks = (condition.expand(shape), ~condition.expand(shape))
     sinks = [
         Sink(
-            f"{run.named(t, value)}, where", torch.where(mask, torch.as_tensor(t).to(value.data), 0)
+            f"{run.named(t, value)}, where", torch.where(mask, numeric(t).to(value.data), 0)
         )
         for (number, t), mask in zip(sides, masks, strict=True)
         if number is None
@@ -292,17 +298,37 @@ def _mask(value: Value, run: Run) -> Linear:
     if not isinstance(value.args[0], Ref) or isinstance(fill, Ref):
         raise refusal(value, "fills with a value that depends on the input")
     keep = (~mask).expand(shape)
-    part = torch.where(keep, 0, torch.as_tensor(fill).to(value.data))
+    part = torch.where(keep, 0, numeric(fill).to(value.data))
     sinks = [Sink(f"{run.named(None, value)}, mask", part)] if bool((part != 0).any()) else []
     return Linear([first], lambda r: _wide(r, shape) * keep, sinks=sinks)
 
 
 @kind("embedding")
 def _embedding(value: Value, run: Run) -> Tokens:
-    number = value.inputs[0]
-    if run.data(number).is_floating_point():
+    n = value.inputs[0]
+    if run.data(n).is_floating_point():
         raise refusal(value, "has a table that depends on the input")
-    return Tokens(number)
+    shape = run.data(n).shape
+    while run.values[n].name in _KEEPS_TOKENS and run.data(run.values[n].inputs[0]).shape == shape:
+        n = run.values[n].inputs[0]
+    return Tokens(n)
+
+
+_KEEPS_TOKENS = {"view", "reshape", "contiguous", "clone", "detach", "to", "long", "type", "int"}
+
+
+def is_mask(n: int, run: Run) -> bool:
+    """Whether a value depends on the input through comparisons alone: masks, counts, positions.
+
+    It has no parts, and nobody's share is lost: how it is used decides what it is, a gate in a
+    product, a number of its own in a sum.
+    """
+    if run.data(n).dtype == torch.bool:
+        return True
+    if n not in run.masks:
+        given = run.values[n].inputs
+        run.masks[n] = bool(given) and all(is_mask(k, run) for k in given)
+    return run.masks[n]
 
 
 # --- sums and means --------------------------------------------------------------------------
@@ -315,13 +341,19 @@ def _add(value: Value, run: Run) -> Linear:
     factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[value.name]
     shape, weights, sinks = value.data.shape, {}, []
     for t, factor in zip((a, b), factors, strict=True):
-        if isinstance(t, Ref):
+        if isinstance(t, Ref) and not is_mask(t.number, run):
             weights[t.number] = weights.get(t.number, 0) + factor
+            continue
+        if isinstance(t, Ref):  # such as positions, counted from where the padding is
+            name, t = run.values[t.number].place.name, run.data(t.number)
         else:
-            part = (torch.as_tensor(t).to(value.data) * factor).expand(shape)
-            if bool((part != 0).any()):
-                sinks.append(Sink(run.named(t, value), part))
+            name = run.named(t, value)
+        part = (numeric(t).to(value.data) * factor).expand(shape)
+        if bool((part != 0).any()):
+            sinks.append(Sink(name, part))
     parents = list(weights)
+    if not parents:
+        raise refusal(value, "adds values that depend on the input through comparisons alone")
 
     def total(rows: tuple[Tensor, ...], ws: Iterable[float]) -> Tensor:
         out: Tensor | None = None
@@ -665,8 +697,10 @@ _KEEPS_GATE = {
 
 
 def gate_level(number: int, run: Run) -> int:
-    """2 for what comes out of softmax, sigmoid, erf, 1 / sqrt; 1 for tanh; 0 for all else."""
+    """3 for masks, 2 for what comes out of softmax, sigmoid, erf, 1 / sqrt, 1 for tanh, else 0."""
     value = run.values[number]
+    if is_mask(number, run):
+        return 3
     if value.name in _GATES:
         return _GATES[value.name]
     if value.name == "div":  # a softmax in plain functions: exp over its sum
@@ -726,7 +760,7 @@ def _div(value: Value, run: Run) -> Linear:
         raise refusal(value, "rounds")
     if not isinstance(a, Ref):
         raise refusal(value, "divides a number by a value that depends on the input")
-    divisor = run.data(b.number) if isinstance(b, Ref) else torch.as_tensor(b)
+    divisor = run.data(b.number) if isinstance(b, Ref) else numeric(b)
     if isinstance(b, Ref) and b.number == a.number:
         raise refusal(value, "divides a value by itself")
     return scaled(a.number, 1 / divisor.to(value.data), value.data.shape)
