@@ -323,12 +323,15 @@ class Record(TorchFunctionMode):
         before = {id(t): _version(t) for t in given}
         first = known[0]
         kept = first.clone() if _may_write(name, args, kwargs) else None
+        shared = [] if kept is None else self._sharing(first)
         recorded = mapped((args, kwargs), self._ref)
         if name == "__setitem__" and id(args[0]) not in self._known:
             recorded = ((args[0].clone(), *recorded[0][1:]), recorded[1])
         out = func(*args, **kwargs)
         written = [t for t in given if _version(t) != before[id(t)]]
         if written:
+            for other, data in shared:
+                other.data = data
             self._written(written, first, kept, name, place, given)
         if name == "__setitem__":
             out_data = args[0]
@@ -368,6 +371,12 @@ class Record(TorchFunctionMode):
         for t in leaves(out):
             if isinstance(t, Tensor):
                 self._name(t, name or self._place().name or type(self.model).__name__)
+
+    def _sharing(self, t: Tensor) -> list[tuple[Value, Tensor]]:
+        """Values that lie in the same memory, with what they are now."""
+        memory = t.untyped_storage().data_ptr()
+        found = [v for v in self.values if v.data.untyped_storage().data_ptr() == memory]
+        return [(v, v.data.clone()) for v in found]
 
     def _written(self, written, first, kept, name, place, given) -> None:
         """After an in-place call: the old numbers stay with the old value."""
