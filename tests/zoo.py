@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,8 +83,8 @@ def built(name: str) -> nn.Module:
 def randomise(model: nn.Module, batch: Tensor) -> nn.Module:
     """Random numbers for all that starts as constant: heads, biases, norms, layer scales.
 
-    Statistics of batch norms are those of random images, then changed at random: left as they start,
-    or wholly random, the image's share of a deep network's features would vanish.
+    Statistics of batch norms are those of random images, then changed at random: wholly random, the
+    image's share of a deep network's features would vanish.
     """
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
@@ -123,23 +122,23 @@ def quadrants(size: int) -> Tensor:
 
 
 @torch.no_grad()
-def measured(name: str, gamma_zero: bool = True) -> dict[str, float]:
+def measured(model: nn.Module, pair: Tensor, gamma_zero: bool = True) -> dict[str, float]:
     """Explain a pair of images by a model, and compare with the model itself."""
-    model, pair, groups = built(name), images(name), quadrants(side(name))
+    groups = quadrants(pair.shape[-1])
     plain = [model(x[None]).flatten().double() for x in pair]
     y = float(plain[0] @ plain[1])
 
-    start = time.perf_counter()
+    start = time.process_time()  # of one thread, so that it does not matter what else runs
     factors = bilrp.factor(model, list(pair), groups=groups)
     e = factors[0].explain(factors[1])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
 
     found = {"y": abs(e.similarity - y) / abs(y), "seconds": seconds}
     found["ledger"], found["default"] = ledger(factors, y)
     found["pixels"] = float(e.ledger[0, 0]) / y
     found["push"] = push_and_pull(model, pair[0], groups, factors[0].values)
     rules = bilrp.default_rules(model)
-    found["gamma"] = float(rules.gamma)
+    found["gamma"] = rules.gamma
     found["zero"] = found["default"]
     if rules.gamma and gamma_zero:
         factors = bilrp.factor(model, list(pair), bilrp.Gamma(0.0), groups=groups)
@@ -176,11 +175,11 @@ def rival(name: str) -> dict[str, float]:
     for key, rule in {"base": autolrp.BASE, "gamma": {**autolrp.BASE, **gamma}}.items():
         sums, sizes, times = [], [], []
         for k in model(x).detach().flatten().abs().topk(3).indices:
-            start = time.perf_counter()
+            start = time.process_time()
             wrapped = autolrp.tensor(x.clone())
             seed = model(wrapped)[0, k]
             seed.lrp(config=autolrp.LRPConfig(rule=rule))
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
             r = wrapped.relevance.double()
             sums.append(float(r.sum() / seed.detach()))
             sizes.append(float(r.abs().sum() / seed.detach().abs()))
@@ -229,12 +228,14 @@ def in_child(name: str, what: str, options: argparse.Namespace) -> dict:
 
 def one(name: str, what: str, gigabytes: float) -> dict:
     """What a child process does."""
+    import resource  # not on Windows
+
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return measured(name) if what == "ours" else rival(name)
+        return measured(built(name), images(name)) if what == "ours" else rival(name)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -287,7 +288,8 @@ def heading(results: dict[str, tuple[dict, dict | None]]) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), None)
     return (
-        f"{date.today()}; commit {commit()}; `make zoo`; {cpu or platform.processor()}, one thread; "
+        f"{date.today()}, commit {commit()}, `make zoo`; {cpu or platform.processor()}, "
+        "one thread, "
         f"torch {torch.__version__}, torchvision {version('torchvision')}. "
         f"{len(good)} of {len(results)} models explained."
     )

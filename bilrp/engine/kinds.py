@@ -268,9 +268,7 @@ def _where(value: Value, run: Run) -> Linear:
     sides = [_side(t, run) for t in value.args[1:3]]
     masks = (condition.expand(shape), ~condition.expand(shape))
     sinks = [
-        Sink(
-            f"{run.named(t, value)}, where", torch.where(mask, numeric(t).to(value.data), 0)
-        )
+        Sink(f"{run.named(t, value)}, where", torch.where(mask, numeric(t).to(value.data), 0))
         for (number, t), mask in zip(sides, masks, strict=True)
         if number is None
     ]

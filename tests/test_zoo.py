@@ -1,0 +1,90 @@
+"""A sample of the zoo: one small network of each family, and one row of the table in the book."""
+
+import re
+
+import pytest
+import torch
+import torchvision.models as tm
+from torch import nn
+
+from tests import zoo
+from tests.conftest import ROOT
+
+TABLE = ROOT / "assets" / "zoo.md"
+FEW = {
+    "resnet18": 32,
+    "vgg11": 32,
+    "densenet121": 32,
+    "mobilenet_v3_small": 32,
+    "efficientnet_b0": 32,
+    "regnet_x_400mf": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_0": 32,
+    "convnext_tiny": 32,
+    "vit": 16,
+    "swin_t": 32,
+    "googlenet": 32,
+}
+
+
+def built(name: str) -> nn.Module:
+    """A model of the zoo; of two families a smaller one."""
+    if name not in ("vgg11", "vit"):
+        return zoo.built(name)
+    torch.manual_seed(0)
+    if name == "vgg11":  # without its 120 million weights at the top
+        model: nn.Module = nn.Sequential(tm.vgg11().features, nn.Flatten())
+    else:
+        model = tm.VisionTransformer(16, 4, 2, 4, 32, 48, num_classes=10)
+    model = model.double().eval()
+    return zoo.randomise(model, pictures(name, 8))
+
+
+def pictures(name: str, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, 3, FEW[name], FEW[name], generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products are slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_family_is_explained_exactly_and_completely(name):
+    found = zoo.measured(built(name), pictures(name), gamma_zero=False)
+    assert found["y"] < 1e-10
+    assert found["ledger"] < 1e-10
+    assert found["push"] < 1e-10
+    assert abs(found["pixels"]) > 1e-4, "the images have no part in it: nothing was tested"
+
+
+def rows() -> list[dict[str, str]]:
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_the_table_has_every_model_and_nothing_wrong():
+    assert re.search(r"commit [0-9a-f]{7,}, `make zoo`", TABLE.read_text(encoding="utf-8"))
+    assert [r["model"] for r in rows()] == tm.list_models(module=tm)
+    for r in rows():
+        if r["error of y"].startswith("refused"):
+            continue
+        tolerance = 1e-10 if r["format"] == "float64" else 1e-5
+        for column in ("error of y", "error of ledger", "push - pull"):
+            assert float(r[column]) < tolerance, r
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_a_row_of_the_table_comes_out_again(name):
+    (row,) = (r for r in rows() if r["model"] == name)
+    found = zoo.measured(zoo.built(name), zoo.images(name))
+    expected = [float(row[c]) for c in ("pixels, %", "size, gamma 0", "size, default")]
+    assert [100 * found["pixels"], found["zero"], found["default"]] == pytest.approx(
+        expected, rel=0.01, abs=0.06
+    )
