@@ -281,7 +281,7 @@ def commit() -> str:
     return name.stdout.strip() + (" and changes" if changed.returncode else "")
 
 
-def heading(results: dict[str, tuple[dict, dict | None]]) -> str:
+def heading(results: dict[str, tuple[dict, dict | None]], count: int) -> str:
     """When, by what, and what came out on the whole."""
     good = [ours for ours, _ in results.values() if "error" not in ours]
     info = Path("/proc/cpuinfo")
@@ -291,7 +291,8 @@ def heading(results: dict[str, tuple[dict, dict | None]]) -> str:
         f"{date.today()}, commit {commit()}, `make zoo`; {cpu or platform.processor()}, "
         "one thread, "
         f"torch {torch.__version__}, torchvision {version('torchvision')}. "
-        f"{len(good)} of {len(results)} models explained."
+        f"{len(good)} of {len(results)} models explained"
+        + (f", {count - len(results)} not run yet." if count > len(results) else ".")
     )
 
 
@@ -317,11 +318,11 @@ def main() -> None:
         other = name in FAMILIES and not options.skip_autolrp
         theirs = in_child(name, "autolrp", options) if other else None
         results[name] = in_child(name, "ours", options), theirs
-    rows = [cells(name, *results[name]) for name in names]
-    text = f"{heading(results)}\n\n{table(rows)}\n"
+        rows = [cells(n, *results[n]) for n in names if n in results]
+        text = f"{heading(results, len(names))}\n\n{table(rows)}\n"
+        if options.output:
+            options.output.write_text(text, encoding="utf-8")
     print(text)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
