@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
+import pytest
 import torch
 import zennit.composites
 import zennit.rules
 from torch import Tensor, nn
+
+import bilrp
+from bilrp.engine.owners import one_input
 
 
 def randomise(model: nn.Module, seed: int, bias: bool = True) -> nn.Module:
@@ -14,7 +21,7 @@ def randomise(model: nn.Module, seed: int, bias: bool = True) -> nn.Module:
     model.double()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.running_mean.normal_(0, 0.3, generator=generator)
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
             for name, p in module.named_parameters(recurse=False):
@@ -133,3 +140,53 @@ def zennit_lrp(model, x, relevance, first, others):
     with composite.context(model) as modified:
         (gradient,) = torch.autograd.grad(modified(x), x, relevance)
     return gradient
+
+
+def contract(model: nn.Module, x: Tensor, rules=None, seed: int = 0) -> bilrp.Trace:
+    """What must hold for every model and every rule; x is one input, in float64 or int64.
+
+    The features are the model's; the input and all sinks own them completely; pushing forward is
+    the adjoint of pulling back, for the input and for every sink; y and its ledger agree.
+    """
+    rules = bilrp.default_rules(model, x) if rules is None else rules
+    batch = one_input(x, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of cancellation: LRP-0 of anything
+        trace = bilrp.Trace(model, batch, rules)
+        patch = math.gcd(*batch.shape[2:]) if batch.dim() == 4 else 1
+        f = bilrp.factor(model, x, rules, patch=patch // 2 if patch % 2 == 0 else patch)
+    assert not model.training
+    with torch.no_grad():
+        expected = model(batch)
+    torch.testing.assert_close(trace.features, expected, rtol=1e-10, atol=1e-12)
+
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(3, *batch.shape, dtype=torch.float64, generator=generator)
+    u[0] = 1
+    c = torch.randn(2, *expected.shape, dtype=torch.float64, generator=generator)
+    rows = trace.push_rows(u, sinks=True)
+    total = rows[0] + rows[3:].sum(0)
+    size = rows[0].abs() + rows[3:].abs().sum(0)
+    assert bool(((total - expected).abs() <= 1e-10 * size.max()).all())
+
+    back, kept = trace.pull_rows(c)
+    assert back.shape == (2, *batch.shape)
+    left, right = rows[:3].flatten(1) @ c.flatten(1).T, u.flatten(1) @ back.flatten(1).T
+    bound = rows[:3].abs().flatten(1) @ c.abs().flatten(1).T
+    assert bool(((left - right).abs() <= 1e-10 * bound.max() + 1e-30).all())
+    for name, pulled in zip(trace.absorbing, kept, strict=True):
+        own = [k for k, (_, sink) in enumerate(trace.sinks) if sink.name == name]
+        pushed = rows[3:][own].sum(0)
+        assert float(((pushed * c).flatten(1).sum(1) - pulled).abs().max()) <= 1e-10 * float(
+            size.max() * c.abs().sum()
+        )
+
+    own = f.owned()
+    torch.testing.assert_close(f.features, expected.flatten())
+    assert float((own.sum(0) - f.features).abs().max()) <= 1e-10 * float(own.abs().sum(0).max())
+    torch.testing.assert_close(own[0].view(expected.shape), rows[0], rtol=1e-9, atol=1e-9)
+    e = f.explain(f)
+    assert e.similarity == pytest.approx(float(expected.square().sum()), rel=1e-9)
+    magnitudes = float(e.ledger.abs().sum())
+    assert float(e.ledger.sum()) == pytest.approx(e.similarity, abs=1e-10 * magnitudes)
+    return trace

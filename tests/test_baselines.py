@@ -86,9 +86,13 @@ def test_images_against_the_full_hessian_and_bilrp():
     torch.testing.assert_close(r, e.matrix)
 
 
-def test_a_layer_that_this_package_has_no_rule_for():
-    model = curved(1)
-    with pytest.raises(NotImplementedError):
+def test_a_function_that_this_package_has_no_map_for():
+    class Running(nn.Module):
+        def forward(self, x):
+            return torch.cumprod(x, -1)
+
+    model = nn.Sequential(curved(1), Running())
+    with pytest.raises(NotImplementedError, match="cumprod"):
         bilrp.explain(model, nets.vector(1), nets.vector(2), bilrp.LRP0())
     assert bilrp.hessian_x_product(model, nets.vector(1), nets.vector(2)).shape == (6, 6)
 
@@ -125,8 +129,8 @@ def test_bad_input(method):
     for match, x, groups in (
         ("torch.Tensor, got ndarray", v.numpy(), None),
         ("floating-point", v.long(), None),
-        ("got the shape", v[None, None, None, None], None),
-        ("one input at a time, got a batch of 2", torch.stack([v, v]), None),
+        ("say who owns an input of the shape", v[None, None, None, None], None),
+        ("one input at a time, got a batch of 2", v.expand(2, 3, 4, 6), None),
         ("NaN or infinite", v * torch.nan, None),
         ("groups=4 consecutive features must divide the 6", v, 4),
         ("whole numbers >= 0 of shape", v, torch.zeros(5, dtype=torch.long)),

@@ -12,7 +12,8 @@ from torch import nn
 import bilrp
 from bilrp.book import tables
 from bilrp.engine.modules import Step
-from bilrp.engine.trace import Trace, builder_of
+from bilrp.engine.registered import registered_modules
+from bilrp.engine.trace import Trace
 from bilrp.models import bigram
 from bilrp.models.bigram import And, BigramNetwork, Ink, Or, SumPool, digit_convolutions
 from tests import nets
@@ -88,6 +89,10 @@ def test_a_page_moved_has_the_same_counts():
 # --- how it is explained
 
 
+def map_of(module, x):
+    return registered_modules()[type(module)](Step("0", 1, module), x, None, None)
+
+
 def maps_of(seed, batch):
     a = random((batch, 3, 4, 7), seed)
     both = And((2, 3))(a)
@@ -95,8 +100,7 @@ def maps_of(seed, batch):
     cases = [(And((2, 3)), a), (Or(2), both), (SumPool(), any_shift)]
     cases += [(Ink(), random((batch, c, 8, 9), seed)) for c in (1, 3)]
     for module, x in cases:
-        step = Step("0", 1, module)
-        yield module, x, builder_of(step)(step, x, None, None)
+        yield module, x, map_of(module, x)
 
 
 @settings(max_examples=25)
@@ -131,24 +135,21 @@ def test_relevance_of_living_outputs_is_conserved_and_dead_ones_have_none(seed):
 
 def test_all_relevance_goes_to_the_smaller_then_the_larger_and_ties_to_the_first():
     a = torch.tensor([[[[0.5, 0.0, 0.2]], [[0.5, 0.5, 0.9]]]])
-    step = Step("0", 1, And((2,)))
-    m = builder_of(step)(step, a, None, None)
+    m = map_of(And((2,)), a)
     # min(a_0(0), a_1(2)) = 0.5 of the first, min(a_0(0), a_0(2)) = 0.2 of the second, and so on.
     one = torch.zeros(4, 4, 1, 3)
     one[range(4), range(4), 0, 0] = 1
     got = [tuple(i.tolist()) for i in m.pull(one).nonzero()]
     assert got == [(0, 0, 0, 2), (1, 0, 0, 0), (2, 0, 0, 2), (3, 1, 0, 0)]
     tie = torch.full((1, 1, 1, 4), 0.5)
-    m = builder_of(step)(step, tie, None, None)
+    m = map_of(And((2,)), tie)
     assert m.pull(torch.ones(1, 1, 1, 4)).tolist() == [[[[1, 1, 0, 0]]]]
-    step = Step("0", 1, Or(2))
-    m = builder_of(step)(step, torch.full((1, 2, 1, 1), 0.5), None, None)
+    m = map_of(Or(2), torch.full((1, 2, 1, 1), 0.5))
     assert m.pull(torch.ones(1, 1, 1, 1)).flatten().tolist() == [1, 0]
 
 
 def test_sum_pooling_shares_in_proportion_and_survives_a_sum_of_zero():
-    step = Step("0", 1, SumPool())
-    m = builder_of(step)(step, torch.tensor([[[[3.0, 1.0]], [[2.0, -2.0]]]]), None, None)
+    m = map_of(SumPool(), torch.tensor([[[[3.0, 1.0]], [[2.0, -2.0]]]]))
     assert m.pull(torch.tensor([[8.0, 5.0]])).tolist() == [[[[6, 2]], [[0, 0]]]]
 
 
@@ -200,7 +201,7 @@ def test_pushing_patches_and_groups_and_pulling_features_agree(seed, bias):
 
 def test_lrp_of_a_batch_is_that_of_each_page():
     net, x = tiny(3), random((3, 1, 6, 8), 0, 1.0)
-    together = bilrp.lrp(net, x, bilrp.Gamma(0.5))
+    together = bilrp.lrp(net, list(x), bilrp.Gamma(0.5))
     for page, relevance in zip(x, together, strict=True):
         torch.testing.assert_close(bilrp.lrp(net, page, bilrp.Gamma(0.5)), relevance)
 

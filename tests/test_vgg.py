@@ -11,7 +11,7 @@ from torch import nn
 import bilrp
 from bilrp.book import data
 from bilrp.compare import metrics
-from bilrp.engine import ownership
+from bilrp.engine import features as engine
 from tests import nets
 
 pytestmark = pytest.mark.weights
@@ -70,20 +70,6 @@ def test_the_ledger_adds_up_in_float32(exact, pair):
     assert 0.4 < float(exact.ledger[0, 0]) / exact.similarity < 0.9
 
 
-def test_whole_maps_give_the_same_as_windows_and_living_neurons(exact, pair, monkeypatch):
-    monkeypatch.setattr(ownership, "_windows", lambda trace, owners: [])
-    monkeypatch.setattr(
-        bilrp.engine.layers.Convolution, "saves_by_alive", lambda self, owners: False
-    )
-    model, small = bilrp.vgg16(24), [x[:, :64, :64] for x in pair]
-    whole = bilrp.explain(model, *small, RULES)
-    monkeypatch.undo()
-    e = bilrp.explain(model, *small, RULES)
-    error = (e.relevance - whole.relevance).abs().max() / whole.relevance.abs().max()
-    assert float(error) < 1e-5
-    torch.testing.assert_close(e.ledger, whole.ledger, rtol=1e-4, atol=1e-6 * e.similarity)
-
-
 @pytest.mark.parametrize("layer", [10, 17, 31])
 def test_single_features_pulled_back_are_columns_of_the_factor(layer, pair):
     model = bilrp.vgg16(layer)
@@ -104,8 +90,8 @@ def test_the_projection_of_the_paper(exact, pair):
     pulled = bilrp.explain(bilrp.vgg16(), *pair, RULES, project=8, seed=1)
 
     def projected(k, seed):
-        w = ownership.random_projection(k, 8192, seed)
-        a, b = (f.values @ w.T for f in factors)
+        w = engine.random_projection(k, 8192, seed)
+        a, b = (f.dense() @ w.T for f in factors)
         return (a @ b.T).view_as(exact.relevance)
 
     scale = float(pulled.relevance.abs().max())

@@ -119,6 +119,8 @@ def hessian_x_product(
 def _input(model: nn.Module, x: Tensor, groups: int | Tensor | None) -> tuple[Tensor, Groups]:
     """The checked input (1, ...), in the model's type and place, and its groups."""
     batch = one_input(x, model)
+    if not batch.is_floating_point():
+        raise ValueError(f"x must hold floating-point numbers, got {batch.dtype}")
     check_finite(batch)
     place, form = place_and_format(model, batch, None, None)
     return batch.detach().to(device=place, dtype=form), Groups(batch, groups)

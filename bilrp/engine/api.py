@@ -28,6 +28,7 @@ from bilrp.engine.features import (
     random_projection,
 )
 from bilrp.engine.owners import check_finite, one_input, owners_of
+from bilrp.engine.record import exact
 from bilrp.engine.rules import RuleBook, Rules
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
@@ -35,7 +36,7 @@ from bilrp.engine.transforms import MaxOverTransforms
 Model = nn.Module | tuple[nn.Module, nn.Module]
 
 
-@torch.no_grad()
+@exact()
 def lrp(
     model: nn.Module,
     x: Tensor | Sequence[Tensor],
@@ -71,6 +72,7 @@ def lrp(
     ------
     Bach et al. (2015); rules as in Eberle et al. (2022), Section 3.3.
     """
+    _check_model(model)
     several = not isinstance(x, Tensor)
     items = [one_input(v, model) for v in x] if several else [one_input(x, model)]
     for v in items:
@@ -136,10 +138,10 @@ def explain(
     patch : int
         Side of the square patches over which relevance of an image is summed, in pixels.
     groups : int or Tensor of int, optional
-        Other owners: a number of consecutive features, or the group id 0..G-1 of each feature (shape
-        of the input), pixel (H, W) or row (T,): segments, tokens, time windows. Default: patches of
-        an image, features of a vector, rows of (T, d), tokens. For two inputs of different shape,
-        give factors.
+        Other owners: a number of consecutive features, or the group id 0..G-1 of each feature
+        (shape of the input), pixel (H, W) or row (T,): segments, tokens, time windows. Default:
+        patches of an image, features of a vector, rows of (T, d), tokens. For two inputs of
+        different shape, give factors.
     similarity : str
         "dot"; "cosine"; "-l2", minus the squared distance, whose `relevance` holds the cross term
         and `within` the other two.
@@ -199,9 +201,20 @@ def explain(
             factors.append(v)
         else:
             factors.append(factor(m, v, rules, chunk=chunk, **options))
-    e = combined(*factors, similarity, encoders=models[0] is not models[1])
+    with exact():
+        e = combined(*factors, similarity, encoders=models[0] is not models[1])
     _warn_of_cancellation(e)
     return e
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, MaxOverTransforms):
+        raise NotImplementedError(
+            "MaxOverTransforms looks at two images at once, so there is nothing to tell of one: "
+            "give both to bilrp.explain, or take the features, its `model`"
+        )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
 
 
 def _warn_of_cancellation(e: Explanation) -> None:
@@ -221,7 +234,7 @@ def factor(model: nn.Module, x: Tensor, rules: Rules | None = None, **options) -
 def factor(
     model: nn.Module, x: Sequence[Tensor], rules: Rules | None = None, **options
 ) -> list[Factor]: ...
-@torch.no_grad()
+@exact()
 def factor(
     model,
     x,
@@ -246,6 +259,7 @@ def factor(
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
     )
+    _check_model(model)
     if isinstance(x, list | tuple):
         return [factor(model, v, rules, chunk=chunk, **options) for v in x]
     batch = one_input(x, model)
@@ -277,7 +291,7 @@ def factor(
     )
 
 
-@torch.no_grad()
+@exact()
 def features(
     model: nn.Module,
     x: Tensor,
@@ -287,8 +301,8 @@ def features(
 ) -> Tensor:
     """What the engine computed as the model's features, from the parts of all owners.
 
-    To be compared with `model(x[None])`: the sum of what the input and all sinks own, pushed through
-    every map.
+    To be compared with `model(x[None])`: the sum of what the input and all sinks own, pushed
+    through every map.
 
     Returns
     -------

@@ -80,9 +80,13 @@ class Opaque:
                 self.sinks.append(Sink(f"{name}, at zeros", lost))
 
     def push(self, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return rows.new_zeros(0, *self.value.shape)
         u = rows if self.shares else torch.where(self.a == 0, 0, rows / self.a)
         return self.map.push(u.flatten(0, 1)).unflatten(0, (len(rows), -1)) * self.value
 
     def pull(self, c: Tensor) -> Tensor:
+        if not len(c):
+            return c.new_zeros(0, *self.a.shape)
         relevance = self.map.pull((c * self.value).flatten(0, 1)).unflatten(0, (len(c), -1))
         return relevance if self.shares else torch.where(self.a == 0, 0, relevance / self.a)

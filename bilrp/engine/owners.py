@@ -134,7 +134,7 @@ def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
         return x[None]
     if item is None and x.dim() == 3 and model is None:
         return x[None]
-    if x.dim() == 1:
+    if x.dim() == 1 and item in (None, 1):
         return x[None]
     if x.shape[0] == 1 and x.dim() > 1 and (item is None or x.dim() == item + 1):
         return x

@@ -135,12 +135,15 @@ class Plan:
     def _prune(self) -> None:
         """Registered maps forget what no relevance of the features can reach."""
         live = {self.output: self.run.data(self.output) != 0}
+        readers = Counter(n for v in self.run.values for n in set(v.inputs))
         for n in reversed(self._in_order()):
             made = self.made[n]
             if isinstance(made, ModuleCall):
-                alone = self._uses()[n] == 1 and n in live
-                reached = made.map.prune(live[n] if alone else self.run.data(n) != 0)
-                live[made.parent] = reached
+                data = self.run.data(n)
+                alone = n in live and self._uses()[n] == 1 and readers[n] <= 1
+                if alone:  # what is forgotten is no part of the value any more
+                    data = self.run.values[n].data = torch.where(live[n], data, 0)
+                live[made.parent] = made.map.prune(data != 0)
 
     def _uses(self) -> Counter:
         used = Counter(n for m in self.made if m for n in set(self.parents(m)))
@@ -178,7 +181,8 @@ class Plan:
             del self.made[before]
 
     def _rules(self) -> None:
-        for n, made in self.made.items():
+        for n in self._in_order():
+            made = self.made[n]
             if not isinstance(made, Linear):
                 continue
             value = self.run.values[n]

@@ -199,9 +199,33 @@ def place_and_format(
 @contextmanager
 def exact() -> Iterator[None]:
     """No gradients, no inference tensors, no autocast: values as they are, in this thread."""
-    with torch.inference_mode(False), torch.no_grad():
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def smallest_image(model: nn.Module, x: Tensor) -> int | None:
+    """Side of the smallest square images that a model runs; None if it is not found."""
+    empty = shadow(model, None, torch.device("meta"))
+
+    def runs(size: int) -> bool:
+        try:
+            empty(torch.empty(*x.shape[:-2], size, size, dtype=x.dtype, device="meta"))
+        except Exception:
+            return False
+        return True
+
+    if x.dim() < 3 or not runs(1024):
+        return None
+    low, high = 0, 1024
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if runs(middle) else (middle, high)
+    return high
 
 
 # --- the record ------------------------------------------------------------------------------
@@ -225,7 +249,7 @@ class Record(TorchFunctionMode):
         Where the run leaves torch, is random, or cannot be followed.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, hidden: bool = True) -> None:
         super().__init__()
         self.model = model
         self.values: list[Value] = []
@@ -249,7 +273,7 @@ class Record(TorchFunctionMode):
         root = Place("", type(model), None, model, "the input")
         self._add("input", _identity, (), {}, None, x, root)
         with exact(), self._opaque(), self:
-            out = model(x)
+            out = self._run(x)
         if not isinstance(out, Tensor):
             raise NotImplementedError(
                 f"the model returns {type(out).__name__}, not a tensor. Wrap it in a module whose "
@@ -261,6 +285,47 @@ class Record(TorchFunctionMode):
             )
         self.output = self._known[id(out)][1]
         self.features = self.values[self.output].data
+        if hidden and self._unknown:
+            self._refuse_what_is_hidden(x)
+
+    def _refuse_what_is_hidden(self, x: Tensor) -> None:
+        """Tensors from nowhere are constants, or were made of the input unseen: try another."""
+        why = (
+            "uses a tensor that depends on the input, but was made of it by calls that cannot be "
+            "seen, such as a scripted function. Write them in plain torch functions, or register a "
+            "map of the module."
+        )
+        try:
+            others = Record(self.model, _another(x), hidden=False)._unknown
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise NotImplementedError(f"{self._unknown[0][1]} {why}") from error
+        for k, (t, call) in enumerate(self._unknown):
+            same = k < len(others) and others[k][0].shape == t.shape
+            if not same or not torch.equal(others[k][0], t):
+                raise NotImplementedError(f"{call}, {why}")
+
+    def _run(self, x: Tensor) -> Any:
+        try:
+            return self.model(x)
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError) or "memory" in str(error):
+                raise
+            where = self._failed_in(error)
+            found = smallest_image(self.model, x) if "too small" in str(error) else None
+            advice = f" It takes images of at least {found} x {found} pixels." if found else ""
+            raise ValueError(
+                f"the model cannot run an input x of the shape {tuple(x.shape)}. In {where}: "
+                f"{error}.{advice}"
+            ) from error
+
+    def _failed_in(self, error: BaseException) -> Place:
+        place, step = Place("", type(self.model), None, self.model, ""), error.__traceback__
+        while step is not None:
+            m = step.tb_frame.f_locals.get("self")
+            if step.tb_frame.f_code in _MODULE_CALL and id(m) in self._where:
+                place = self._place_of(m)
+            step = step.tb_next
+        return place
 
     # A registered module is one call, whatever happens inside.
     @contextmanager
@@ -282,7 +347,8 @@ class Record(TorchFunctionMode):
         def run(*args: Any, **kwargs: Any) -> Any:
             if torch.overrides._get_current_function_mode() is not self:
                 return forward(*args, **kwargs)
-            return self.__torch_function__(_ModuleCall(m, forward), (), args, kwargs)
+            with torch._C.DisableTorchFunction():  # what it does inside is its own business
+                return self.__torch_function__(_ModuleCall(m, forward), (), args, kwargs)
 
         return run
 
@@ -300,13 +366,15 @@ class Record(TorchFunctionMode):
         kwargs = kwargs or {}
         given = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = [t for t in given if id(t) in self._known]
-        if not known:
-            out = func(*args, **kwargs)
-            self._made_of(out, given)
-            return out
         name = _name_of(func)
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
+        if not known:
+            if any(id(t) not in self.names for t in given):
+                self._meet(given, name, self._place())
+            out = func(*args, **kwargs)
+            self._made_of(out, given)
+            return out
         place = self._place_of(func.module) if isinstance(func, _ModuleCall) else self._place()
         self._refuse_what_cannot_be_followed(name, func, args, kwargs, known, place)
         if name in FORMULAS:
@@ -316,10 +384,7 @@ class Record(TorchFunctionMode):
         if inner is not None:
             with self:
                 return inner(*args, **kwargs)
-        for t in given:
-            if id(t) not in self._known and id(t) not in self.names:
-                self._unknown.append((t, f"{name}, called by {place} at {place.line}"))
-                self._name(t, f"a number in {place.name or type(self.model).__name__}")
+        self._meet(given, name, place)
         before = {id(t): _version(t) for t in given}
         first = known[0]
         kept = first.clone() if _may_write(name, args, kwargs) else None
@@ -365,6 +430,14 @@ class Record(TorchFunctionMode):
             )
         return Ref(number)
 
+    def _meet(self, given: list[Tensor], name: str, place: Place) -> None:
+        """Remember tensors that no call has made and that are not the model's."""
+        for t in given:
+            if id(t) not in self._known and id(t) not in self.names:
+                # as it is now: it may be written into later
+                self._unknown.append((t.clone(), f"{name}, called by {place} at {place.line}"))
+                self._name(t, f"a number in {place.name or type(self.model).__name__}")
+
     def _made_of(self, out: Any, given: list[Tensor]) -> None:
         """Numbers made of numbers are called after the first of them."""
         name = next((self.names[id(t)] for t in given if id(t) in self.names), None)
@@ -394,17 +467,20 @@ class Record(TorchFunctionMode):
 
     def _place(self) -> Place:
         frame = sys._getframe(2)
-        line, user = "?", None
+        line, user, inner = "?", None, None
         while frame is not None:
-            if user is None and not frame.f_code.co_filename.startswith(_TORCH):
-                if frame.f_code.co_filename != __file__:
-                    user = frame
+            file = frame.f_code.co_filename
+            if user is None and not file.startswith((_TORCH, _HERE)):
+                user = frame
+            if inner is None and not file.startswith(_HERE):
+                inner = frame  # of torch itself, if the model's own code does not call
             if frame.f_code in _MODULE_CALL:
                 m = frame.f_locals.get("self")
                 if id(m) in self._where:
                     name, number = self._where[id(m)]
-                    if user is not None:
-                        line = f"{user.f_code.co_filename.rsplit('/', 1)[-1]}:{user.f_lineno}"
+                    shown = user or inner
+                    if shown is not None:
+                        line = f"{shown.f_code.co_filename.rsplit('/', 1)[-1]}:{shown.f_lineno}"
                     return Place(name, type(m), number, m, line)
             frame = frame.f_back
         return Place("", type(self.model), None, self.model, line)
@@ -433,6 +509,15 @@ class Record(TorchFunctionMode):
             )
 
 
+def _another(x: Tensor) -> Tensor:
+    """An input near x, different everywhere and with the same signs; of whole numbers, moved ones."""
+    if not x.is_floating_point():
+        return x.flip(-1) if not torch.equal(x, x.flip(-1)) else torch.zeros_like(x)
+    generator = torch.Generator().manual_seed(0)
+    little = 0.01 * torch.rand(x.shape, generator=generator).to(x)
+    return torch.where(x == 0, little, x * (1 - little))
+
+
 def _given(args: tuple, kwargs: dict, position: int, name: str, default: Any) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
@@ -450,14 +535,16 @@ class _ModuleCall:
 
 
 _TORCH = str(torch.__file__).rsplit("/", 1)[0]
-_LEAVES = {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"}
+_HERE = __file__.rsplit("/", 1)[0]
+_LEAVES = {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__",
+           "__complex__", "__dlpack__", "untyped_storage", "storage", "data_ptr"}  # fmt: skip
 _FACTS = {
     "size", "dim", "numel", "shape", "dtype", "device", "is_cuda", "is_contiguous", "ndim",
     "requires_grad", "grad_fn", "is_nested", "layout", "stride", "ndimension", "nelement",
     "is_floating_point", "is_complex", "__len__", "names", "is_leaf", "__bool__", "is_quantized",
-    "is_sparse", "is_mps", "is_xpu", "element_size", "data_ptr", "storage_offset", "get_device",
-    "__hash__", "is_meta", "is_mkldnn", "itemsize", "nbytes", "_version", "is_same_size", "__repr__",
-    "is_nonzero", "is_grad_enabled", "__format__", "is_inference", "is_tensor", "allclose", "equal",
+    "is_sparse", "is_mps", "is_xpu", "element_size", "storage_offset", "get_device",
+    "__hash__", "is_meta", "is_mkldnn", "itemsize", "nbytes", "_version", "is_same_size",
+    "__repr__", "is_nonzero", "is_grad_enabled", "__format__", "is_inference", "is_tensor", "allclose", "equal",
 }  # fmt: skip
 
 
