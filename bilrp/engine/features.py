@@ -157,7 +157,7 @@ def _at_the_bottom(
             across = len(w.cols.starts)
             k = torch.arange(len(numbers))
             row_of = k.div(across, rounding_mode="floor")
-            reach[n] = Reach(w.rows, w.cols, row_of, k % across)
+            reach[n] = Reach(w.rows, w.cols, row_of)
         yield numbers, rows, reach
 
 

@@ -28,33 +28,25 @@ class Reach:
     ----------
     rows, cols : Span
         Cones of the rows and of the columns of the patch grid.
-    row_of, col_of : Tensor (patches,) of int
-        Place in the grid of each row of parts that belongs to a patch; those after them, of
-        sinks, reach all places.
+    row_of : Tensor (patches,) of int
+        Row of the grid of each row of parts that belongs to a patch, ascending; the rows of parts
+        after them, of sinks, reach all places.
     """
 
     rows: Span
     cols: Span
     row_of: Tensor
-    col_of: Tensor
 
     def through(self, layer: Geometry) -> Reach:
-        return Reach(
-            self.rows.cone(layer, 0), self.cols.cone(layer, 1), self.row_of, self.col_of
-        )
+        return Reach(self.rows.cone(layer, 0), self.cols.cone(layer, 1), self.row_of)
 
-    def masks(self, size: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-        """Whether each of `count` rows of parts reaches each row, each column of a map."""
-        found = []
-        for span, which, length in (
-            (self.rows, self.row_of, size[0]),
-            (self.cols, self.col_of, size[1]),
-        ):
-            starts = torch.tensor(span.starts)[which]
-            places = torch.arange(length)[:, None]
-            mask = (starts <= places) & (places < starts + span.size)
-            found.append(F.pad(mask, (0, count - len(which)), value=True))
-        return found[0], found[1]
+    def slices(self, height: int) -> list[slice]:
+        """For each row of a map, the rows of parts whose patches reach it."""
+        starts = torch.tensor(self.rows.starts)[self.row_of]
+        places = torch.arange(height)[:, None]
+        mask = (starts <= places) & (places < starts + self.rows.size)
+        found = (m.nonzero()[:, 0] for m in mask)
+        return [slice(int(f[0]), int(f[-1]) + 1) if len(f) else slice(0, 0) for f in found]
 
 
 @dataclass(frozen=True)
@@ -124,12 +116,13 @@ class Living:
         needed = factor != 0
         count = len(self)
         new = self.reach and self.reach.through(layer)
-        rows = self.rows.new_zeros if new else self.rows.new_empty
-        rows = rows(int(needed.sum()), count)
-        by_row, by_col = new.masks(tuple(scale.shape[1:]), count) if new else (None, None)
+        slices = new.slices(scale.shape[1]) if new else [slice(0, count)] * scale.shape[1]
+        patches = len(new.row_of) if new else count
+        rows = self.rows.new_zeros(int(needed.sum()), count)
         done = 0
-        for y in range(factor.shape[0]):
+        for y, own in enumerate(slices):
             down = slice(y * layer.stride[0], y * layer.stride[0] + dy * (kh - 1) + 1, dy)
+            reaching, others = self.rows[:, own], self.rows[:, patches:]
             for x in range(factor.shape[1]):
                 across = slice(x * layer.stride[1], x * layer.stride[1] + dx * (kw - 1) + 1, dx)
                 k = needed[y, x].nonzero()[:, 0]
@@ -137,22 +130,17 @@ class Living:
                 j = (source >= 0).nonzero()[:, 0]
                 w = filters.index_select(0, k).index_select(1, j)
                 w *= factor[y, x, k][:, None]
-                parts = source[j]
-                out = rows[done : done + len(k)]
+                parts, out = source[j], rows[done : done + len(k)]
                 done += len(k)
-                if by_row is not None:
-                    own = (by_row[y] & by_col[x]).nonzero()[:, 0]
-                    if len(own) < 0.7 * count:
-                        few = self.rows[parts[:, None], own]
-                        out[:, own] = w @ few
-                        continue
-                torch.mm(w, self.rows.index_select(0, parts), out=out)
+                torch.mm(w, reaching.index_select(0, parts), out=out[:, own])
+                if patches < count:
+                    torch.mm(w, others.index_select(0, parts), out=out[:, patches:])
         place = _numbered(needed.flatten()).view(needed.shape).permute(2, 0, 1)
         return Living(rows, place, new)
 
 
-def living_cost(a: Tensor, needed: Tensor, weight: Tensor, owners: int) -> float:
-    """Estimated multiply-adds of `Living.convolved`."""
+def living_cost(a: Tensor, needed: Tensor, weight: Tensor, owners: float) -> float:
+    """Estimated multiply-adds of `Living.convolved`, with so many owners at a place."""
     inputs = float((a != 0).double().mean()) * weight[0].numel()
     outputs = float(needed.double().mean()) * weight.shape[0]
     places = needed.shape[-2] * needed.shape[-1]

@@ -174,45 +174,40 @@ class Local:
         self.affine, self.value, self.product = affine, value, product
         self.terms: list[tuple[Tensor | None, Tensor, int]] = []
         self.scales: list[Tensor] = []
-        bias = torch.zeros_like(value)
-        epsilon, at_zero, nothing = (torch.zeros_like(value) for _ in range(3))
-        biased = affine.bias is not None
+        kept: dict[str, Tensor] = {}
+
+        def keep(what: str, part: Tensor) -> None:
+            kept[what] = kept[what] + part if what in kept else part
+
         for number, branch in enumerate(branches):
             z = branch.z
             if z is None:
                 z = sum(self._op(v, w) for v, w in branch.terms)
                 if branch.bias is not None:
                     z = z + affine.shaped(branch.bias)
-            stabilised = z + branch.epsilon * z.sign()
-            used = torch.ones_like(z, dtype=torch.bool) if branch.where is None else branch.where
-            part = branch.part * torch.where(used, value, 0)
-            f = torch.where(stabilised == 0, 0, part / stabilised)
-            f = torch.where(part == 0, 0, f)  # a dead output, whatever its denominator
+            stabilised = z + branch.epsilon * z.sign() if branch.epsilon else z
+            part = value if branch.where is None else torch.where(branch.where, value, 0)
+            part = part if branch.part == 1 else branch.part * part
+            # 0 at a dead output, whatever its denominator
+            f = torch.where((part == 0) | (stabilised == 0), 0, part / stabilised)
             self.scales.append(f)
-            nothing += torch.where(stabilised == 0, part, 0)
-            if branch.bias is not None:
-                bias += f * affine.shaped(branch.bias)
+            nothing = (stabilised == 0) & (part != 0)
+            if bool(nothing.any()):
+                keep(f"{name}, {rule} of nothing", torch.where(nothing, part, 0))
+            if affine.bias is not None:
+                bias = 0 * f if branch.bias is None else f * affine.shaped(branch.bias)
+                keep(name, bias)
             if branch.epsilon:
-                epsilon += f * branch.epsilon * z.sign()
+                keep(f"{name}, epsilon", f * branch.epsilon * z.sign())
             for v, w in branch.terms:
-                if shares:
-                    self.terms.append((v, w, number))
+                if shares or v is a:
+                    self.terms.append((v if shares else None, w, number))
                     continue
-                if v is a:
-                    self.terms.append((None, w, number))
-                    continue
-                ratio = torch.where(a == 0, 0, v / a)
-                self.terms.append((ratio, w, number))
+                self.terms.append((torch.where(a == 0, 0, v / a), w, number))
                 lost = torch.where(a == 0, v, 0)
                 if bool((lost != 0).any()):
-                    at_zero += f * self._op(lost, w)
-        found = [(f"{name}, {rule} at zeros", at_zero), (f"{name}, {rule} of nothing", nothing)]
-        found = [(n, part) for n, part in found if bool((part != 0).any())]
-        if any(b.epsilon for b in branches):
-            found.insert(0, (f"{name}, epsilon", epsilon))
-        if biased:
-            found.insert(0, (name, bias))
-        self.sinks = [Sink(n, part) for n, part in found]
+                    keep(f"{name}, {rule} at zeros", f * self._op(lost, w))
+        self.sinks = [Sink(n, part) for n, part in kept.items()]
 
     def _op(self, v: Tensor, w: Tensor) -> Tensor:
         return self.affine.op(v[None], w)[0]
