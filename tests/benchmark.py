@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bilrp
 from bilrp.book.data import cats
-from bilrp.engine.ownership import random_projection
+from bilrp.engine.features import random_projection
 from bilrp.engine.rules import Rule, rule_for
 
 PATCH, PAPER_DIMS = 8, 100
