@@ -139,12 +139,12 @@ class Cones:
                 None if t is None else _gathered(F.pad(t, frame), index, rows, cols)
                 for t in (w.p, w.m)
             )
-            return Windows(p, m, rows, cols)
-        affine = linear.affine
-        assert affine is not None
-        assert affine.unpadded is not None
-        p = affine.unpadded(F.pad(w.p, frame), affine.weight)
-        m = None if w.m is None else affine.unpadded(F.pad(w.m, frame), affine.weight.abs())
+        else:
+            affine = linear.affine
+            assert affine is not None
+            assert affine.unpadded is not None
+            p = affine.unpadded(F.pad(w.p, frame), affine.weight)
+            m = None if w.m is None else affine.unpadded(F.pad(w.m, frame), affine.weight.abs())
         # Windows reach over the border of the map, where there is nothing.
         inside = cut(torch.ones_like(self.trace.data(stage.number)[0, :1]), rows, cols)
         return Windows(p.mul_(inside), None if m is None else m.mul_(inside), rows, cols)

@@ -165,7 +165,7 @@ class Gamma(Rule):
             return t + self.gamma * (t.clamp(min=0) if sign > 0 else t.clamp(max=0))
 
         def branch(sign: int) -> Branch:
-            terms = [(a.clamp(min=0), enlarge(weight, sign))]
+            terms = [(a.clamp(min=0) if signed else a, enlarge(weight, sign))]
             if signed:
                 terms.append((a.clamp(max=0), enlarge(weight, -sign)))
             return Branch(tuple(terms), enlarge(bias, sign), where=out * sign > 0)
