@@ -197,7 +197,8 @@ def _wide(rows: Tensor, shape: torch.Size) -> Tensor:
     "__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
     "select", "index_select", "movedim", "rot90", "unfold", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "ravel", "broadcast_to", "repeat_interleave", "im2col", "take_along_dim",
-    "gather", "diagonal", "fliplr", "flipud", "hsplit", "vsplit", "swapaxes", "atleast_2d", "adjoint",
+    "gather", "diagonal", "fliplr", "flipud", "hsplit", "vsplit", "swapaxes", "atleast_2d",
+    "adjoint",
 )  # fmt: skip
 def _move(value: Value, run: Run) -> Linear:
     first = value.inputs[0]
@@ -402,6 +403,24 @@ def _as_batch(value: Value) -> Callable[[Tensor], Tensor]:
         return out.unflatten(0, rows.shape[:2])
 
     return fn
+
+
+@kind("upsample_bicubic2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa")
+def _resize(value: Value, run: Run) -> Linear:
+    """Interpolation with negative weights: a matrix for rows, one for columns."""
+    n = value.inputs[0]
+    high, wide = run.data(n).shape[-2:]
+    one = torch.ones_like(run.data(n)[0, 0])
+    rows = value.called(lambda _: torch.eye(high).to(one)[:, None, :, None] * one)[:, 0, :, 0]
+    columns = value.called(lambda _: torch.eye(wide).to(one)[:, None, None, :] * one)[:, 0, 0]
+
+    def fn(r: Tensor) -> Tensor:
+        return rows.T @ r @ columns
+
+    def absolute(r: Tensor) -> Tensor:
+        return rows.abs().T @ r @ columns.abs()
+
+    return Linear([n], fn, absolute)
 
 
 @kind("lerp")
@@ -703,9 +722,20 @@ def gate_level(number: int, run: Run) -> int:
         return _GATES[value.name]
     if value.name == "div":  # a softmax in plain functions: exp over its sum
         return gate_level(value.args[0].number, run) if isinstance(value.args[0], Ref) else 0
+    if value.name in ("linear", "conv1d", "conv2d") and _is_softmax(number, run):
+        return 2  # attention whose heads are mixed
     if value.name in _KEEPS_GATE:
         return min((gate_level(n, run) for n in refs((value.args, value.kwargs))), default=0)
     return 0
+
+
+def _is_softmax(number: int, run: Run) -> bool:
+    """Whether a value is made of softmax weights alone, which have no parts."""
+    value = run.values[number]
+    if value.name == "softmax":
+        return True
+    through = value.name in _KEEPS_GATE or value.name in ("linear", "conv1d", "conv2d")
+    return through and bool(value.inputs) and all(_is_softmax(n, run) for n in value.inputs)
 
 
 def product(
@@ -728,10 +758,11 @@ def product(
     take = rule.take if isinstance(rule, CPLRP) and rule.take else None
     if take is None and levels[0] == levels[1]:
         raise NotImplementedError(
-            f"{value.name}, called at {value.place.line} in {value.place}, multiplies two values of "
-            "one kind: neither is a gate (softmax, sigmoid, erf, 1 / sqrt, then tanh) more than the "
-            f"other. Say who owns the product: rules={{{value.place.name!r}: bilrp.CPLRP(take=1), "
-            "...} gives it to the first factor, 2 to the second, bilrp.AttnLRP() half to each."
+            f"{value.name}, called at {value.place.line} in {value.place}, multiplies two values "
+            "of one kind: neither is a gate (softmax, sigmoid, erf, 1 / sqrt, then tanh) more than "
+            f"the other. Say who owns the product: rules={{{value.place.name!r}: "
+            "bilrp.CPLRP(take=1), ...} gives it to the first factor, 2 to the second, "
+            "bilrp.AttnLRP() half to each."
         )
     first = take == 1 if take else levels[0] < levels[1]
     if first:
