@@ -269,7 +269,7 @@ def test_weights_that_are_no_numbers(value):
     model = nets.mlp(1)
     with torch.no_grad():
         model[2].weight[0, 0] = value
-    with pytest.raises(ValueError, match="NaN or infinite.*weights"):
+    with pytest.raises(ValueError, match=r"NaN or infinite.*weights"):
         bilrp.explain(model, V, V2, GAMMA)
 
 
@@ -286,7 +286,7 @@ def test_the_matrix_of_an_image_and_a_vector():
 
 def test_explanations_are_compared_and_hashed_by_identity():
     e, same = (bilrp.explain(nets.mlp(1), V, V2, GAMMA) for _ in range(2))
-    assert e == e  # noqa: PLR0124
+    assert e == e
     assert e != same
     assert len({e, same}) == 2
 

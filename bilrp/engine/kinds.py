@@ -90,10 +90,12 @@ def made_of(value: Value, run: Run) -> Made:
     """
     if value.name == "module":
         return _module(value, run)
-    builder = registered_functions().get(value.name) or _KINDS.get(value.name)
-    if builder is None:
+    registered = registered_functions().get(value.name)
+    if registered is not None:
+        return registered(value, run.values)
+    if value.name not in _KINDS:
         raise refusal(value, "has no relevance map")
-    return builder(value, run)
+    return _KINDS[value.name](value, run)
 
 
 def _module(value: Value, run: Run) -> ModuleCall:
@@ -255,9 +257,29 @@ def _pad(value: Value, run: Run) -> Linear:
 
 @kind("__setitem__")
 def _put(value: Value, run: Run) -> Linear:
-    parents = refs((value.args[0], value.args[2]))
-    sinks = offset(value, run, parents)
-    return Linear(parents, again(_without_numbers(value), run, parents), sinks=sinks)
+    base, index, filled = value.args
+    parents = refs((base, filled))
+    index = mapped(index, lambda t: run.data(t.number) if isinstance(t, Ref) else t)
+    index = index if isinstance(index, tuple) else (index,)
+    shape = value.data.shape
+    target = value.data[index].shape
+
+    def fn(*rows: Tensor) -> Tensor:
+        given = dict(zip(parents, rows, strict=True))
+        zeros = rows[0].new_zeros(len(rows[0]), *shape)
+        out = given[base.number].clone() if isinstance(base, Ref) else zeros
+        put = _wide(given[filled.number], target) if isinstance(filled, Ref) else 0
+        out[(slice(None), *index)] = put
+        return out
+
+    sinks = []
+    for number, kept in ((base, base), (filled, torch.zeros_like(value.data))):
+        if isinstance(number, Ref):
+            continue
+        part = kept.to(value.data, copy=True)
+        part[index] = 0 if number is base else number
+        sinks.append(Sink(run.named(number, value), part))
+    return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
 
 
 @kind("where")

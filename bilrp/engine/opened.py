@@ -61,6 +61,11 @@ def attention(
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
+def baddbmm(bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """torch's baddbmm in plain functions."""
+    return beta * bias + alpha * torch.matmul(x, y)
+
+
 def glu(x: Tensor, dim: int = -1) -> Tensor:
     """torch's glu in plain functions."""
     a, b = x.chunk(2, dim)
@@ -130,7 +135,9 @@ def _recurrent(cell: Callable, states: int) -> Callable:
                 ways.append(out if way == 0 else out[::-1])
                 for kept, s in zip(last, state, strict=True):
                     kept.append(s)
-            steps = ways[0] if two == 1 else [torch.cat(pair, -1) for pair in zip(*ways)]
+            steps = (
+                ways[0] if two == 1 else [torch.cat(pair, -1) for pair in zip(*ways, strict=True)]
+            )
         return torch.stack(steps, 1 if batch_first else 0), *(torch.stack(s) for s in last)
 
     return run
@@ -140,6 +147,7 @@ def _recurrent(cell: Callable, states: int) -> Callable:
 FORMULAS: dict[str, Callable] = {
     "scaled_dot_product_attention": attention,
     "glu": glu,
+    "baddbmm": baddbmm,
     "lstm": _recurrent(_lstm_cell, 2),
     "gru": _recurrent(_gru_cell, 1),
     "rnn_tanh": _recurrent(_rnn_cell(torch.tanh), 1),

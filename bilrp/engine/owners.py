@@ -38,8 +38,8 @@ class Groups:
         if groups is None and len(shape) > 1 and len(shape) != 3:
             if len(shape) != 2:
                 raise ValueError(
-                    f"say who owns an input of the shape {tuple(shape)}: groups=, a tensor of whole "
-                    "numbers >= 0 of that shape"
+                    f"say who owns an input of the shape {tuple(shape)}: groups=, a tensor of "
+                    "whole numbers >= 0 of that shape"
                 )
             groups = torch.arange(shape[0])
         if groups is None or (isinstance(groups, int) and not isinstance(groups, bool)):
@@ -125,7 +125,8 @@ def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
         raise ValueError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype == torch.bool or x.is_complex() or x.dtype == torch.uint8:
         raise ValueError(
-            f"x must hold floating-point numbers, or the whole numbers (int64) of tokens; got {x.dtype}"
+            "x must hold floating-point numbers, or the whole numbers (int64) of tokens; got "
+            f"{x.dtype}"
         )
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"x is empty or a single number: its shape is {tuple(x.shape)}")
@@ -152,8 +153,8 @@ def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
         )
     expected = {1: "(N, C, L)", 2: "(N, C, L)", 3: "(N, C, H, W)", 4: "(N, C, T, H, W)"}
     raise ValueError(
-        f"x must be {_wanted(model) or expected.get(item or 3)}, or one of these without N; got the "
-        f"shape {tuple(x.shape if x.dim() > (item or 3) else (1, *x.shape))}"
+        f"x must be {_wanted(model) or expected.get(item or 3)}, or one of these without N; got "
+        f"the shape {tuple(x.shape if x.dim() > (item or 3) else (1, *x.shape))}"
     )
 
 

@@ -112,6 +112,8 @@ class Plan:
 
     def _reach(self) -> None:
         """The map of every value that relevance can come to, from the features down."""
+        for value in self.run.values:
+            value.data = finite(value.data)
         waiting = {self.output}
         while waiting:
             n = max(waiting)
@@ -119,7 +121,9 @@ class Plan:
             if n == 0:
                 self.made[0] = None
                 continue
-            self.made[n] = made_of(self.run.values[n], self.run)
+            made = self.made[n] = made_of(self.run.values[n], self.run)
+            if isinstance(made, Linear):
+                made.sinks = [Sink(s.name, finite(s.part)) for s in made.sinks]
             waiting.update(self.parents(n))
             if isinstance(self.made[n], Tokens) and self.parents(n) != [0]:
                 raise refusal(self.run.values[n], "embeds numbers that are not the input itself")
@@ -378,6 +382,11 @@ class Plan:
         for n in numbers:
             if self.pair[n]:
                 self._close(n)
+
+
+def finite(t: Tensor) -> Tensor:
+    """A mask of minus infinity as a number that softmax still makes 0 of: it can have parts."""
+    return t.clamp(-1e30, 1e30) if t.is_floating_point() and bool(t.isinf().any()) else t
 
 
 def _named(rule: Rule) -> str:

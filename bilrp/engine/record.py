@@ -171,6 +171,8 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
                 v = {k: None if c is None else module(c) for k, c in v.items()}
             elif key in ("_parameters", "_buffers"):
                 v = {k: tensor(t) for k, t in v.items()}
+                if key == "_buffers":  # a forward may write into them
+                    v = {k: t if t is None else t.clone() for k, t in v.items()}
             elif key.startswith("_forward") or key.startswith("_backward"):
                 v = copy.copy(v)  # hooks run as they do for the user, on the copy
             else:
@@ -240,6 +242,8 @@ class Record(TorchFunctionMode):
         Value 0 is the input, the last call's output is not always the model's: see `output`.
     output : int
         Number of the model's output.
+    writes : bool
+        Whether the run wrote into the model's own tensors.
     names : dict
         For the numbers that enter (parameters and what is made of them alone): what to call them.
 
@@ -272,8 +276,11 @@ class Record(TorchFunctionMode):
                         self._name(item, f"{name}.{key}".lstrip("."))
         root = Place("", type(model), None, model, "the input")
         self._add("input", _identity, (), {}, None, x, root)
+        own = [*model.parameters(), *model.buffers()]
+        versions = [_version(t) for t in own]
         with exact(), self._opaque(), self:
             out = self._run(x)
+        self.writes = versions != [_version(t) for t in own]
         if not isinstance(out, Tensor):
             raise NotImplementedError(
                 f"the model returns {type(out).__name__}, not a tensor. Wrap it in a module whose "
@@ -510,7 +517,7 @@ class Record(TorchFunctionMode):
 
 
 def _another(x: Tensor) -> Tensor:
-    """An input near x, different everywhere and with the same signs; of whole numbers, moved ones."""
+    """An input near x, different everywhere, of the same signs; of whole numbers, moved ones."""
     if not x.is_floating_point():
         return x.flip(-1) if not torch.equal(x, x.flip(-1)) else torch.zeros_like(x)
     generator = torch.Generator().manual_seed(0)
@@ -544,7 +551,8 @@ _FACTS = {
     "is_floating_point", "is_complex", "__len__", "names", "is_leaf", "__bool__", "is_quantized",
     "is_sparse", "is_mps", "is_xpu", "element_size", "storage_offset", "get_device",
     "__hash__", "is_meta", "is_mkldnn", "itemsize", "nbytes", "_version", "is_same_size",
-    "__repr__", "is_nonzero", "is_grad_enabled", "__format__", "is_inference", "is_tensor", "allclose", "equal",
+    "__repr__", "is_nonzero",
+    "is_grad_enabled", "__format__", "is_inference", "is_tensor", "allclose", "equal",
 }  # fmt: skip
 
 
