@@ -84,3 +84,13 @@ def test_masks_alone_are_refused():
 
     with pytest.raises(NotImplementedError, match="comparisons"):
         bilrp.factor(Small(function), torch.randn(4, 6, dtype=torch.float64), bilrp.Gamma(0.0))
+
+
+def test_a_deep_network_does_not_reach_pythons_limit():
+    def function(m, x):
+        for _ in range(400):
+            x = x + 0.01 * m.one(x) * torch.sigmoid(m.two(x))
+        return x.mean(1)
+
+    f = bilrp.factor(Small(function), torch.randn(2, 6, dtype=torch.float64), bilrp.Gamma(0.0))
+    torch.testing.assert_close(f.values.sum(0) + f.absorbed.sum(0), f.features)

@@ -30,7 +30,8 @@ class Run:
     names: dict[int, str]
     book: RuleBook
     product: torch.dtype | None = None
-    masks: dict[int, bool] = field(default_factory=dict)
+    masks: list[bool] = field(default_factory=list)
+    gates: list[tuple[int, bool]] = field(default_factory=list)
 
     def data(self, number: int) -> Tensor:
         return self.values[number].data
@@ -344,11 +345,10 @@ def is_mask(n: int, run: Run) -> bool:
     It has no parts, and nobody's share is lost: how it is used decides what it is, a gate in a
     product, a number of its own in a sum.
     """
-    if run.data(n).dtype == torch.bool:
-        return True
-    if n not in run.masks:
-        given = run.values[n].inputs
-        run.masks[n] = bool(given) and all(is_mask(k, run) for k in given)
+    for value in run.values[len(run.masks) :]:  # in the order in which they were made
+        given = value.inputs
+        made_of_masks = bool(given) and all(run.masks[k] for k in given)
+        run.masks.append(value.data.dtype == torch.bool or made_of_masks)
     return run.masks[n]
 
 
@@ -735,29 +735,28 @@ _KEEPS_GATE = {
 }  # fmt: skip
 
 
-def gate_level(number: int, run: Run) -> int:
+def gate_level(n: int, run: Run) -> int:
     """3 for masks, 2 for what comes out of softmax, sigmoid, erf, 1 / sqrt, 1 for tanh, else 0."""
-    value = run.values[number]
-    if is_mask(number, run):
+    for value in run.values[len(run.gates) :]:  # in the order in which they were made
+        mixes = value.name in ("linear", "conv1d", "conv2d")  # attention whose heads are mixed
+        through = value.name in _KEEPS_GATE or mixes
+        softmax = value.name == "softmax" or (
+            through and bool(value.inputs) and all(run.gates[k][1] for k in value.inputs)
+        )
+        run.gates.append((_level(value, run, softmax and mixes), softmax))
+    return run.gates[n][0]
+
+
+def _level(value: Value, run: Run, mixed: bool) -> int:
+    if is_mask(value.number, run):
         return 3
-    if value.name in _GATES:
-        return _GATES[value.name]
+    if value.name in _GATES or mixed:
+        return _GATES.get(value.name, 2)
     if value.name == "div":  # a softmax in plain functions: exp over its sum
-        return gate_level(value.args[0].number, run) if isinstance(value.args[0], Ref) else 0
-    if value.name in ("linear", "conv1d", "conv2d") and _is_softmax(number, run):
-        return 2  # attention whose heads are mixed
+        return run.gates[value.args[0].number][0] if isinstance(value.args[0], Ref) else 0
     if value.name in _KEEPS_GATE:
-        return min((gate_level(n, run) for n in refs((value.args, value.kwargs))), default=0)
+        return min((run.gates[k][0] for k in value.inputs), default=0)
     return 0
-
-
-def _is_softmax(number: int, run: Run) -> bool:
-    """Whether a value is made of softmax weights alone, which have no parts."""
-    value = run.values[number]
-    if value.name == "softmax":
-        return True
-    through = value.name in _KEEPS_GATE or value.name in ("linear", "conv1d", "conv2d")
-    return through and bool(value.inputs) and all(_is_softmax(n, run) for n in value.inputs)
 
 
 def product(
