@@ -7,7 +7,8 @@ import torch
 import torchvision.models as tm
 from torch import nn
 
-from tests import zoo
+import bilrp
+from tests import joint_gamma, zoo
 from tests.conftest import ROOT
 
 TABLE = ROOT / "assets" / "zoo.md"
@@ -88,3 +89,18 @@ def test_a_row_of_the_table_comes_out_again(name):
     assert [100 * found["pixels"], found["zero"], found["default"]] == pytest.approx(
         expected, rel=0.01, abs=0.06
     )
+
+
+def test_joint_gamma_is_tame_where_gamma_at_each_layer_is_not():
+    """One row of the other table of that page, computed again."""
+    name = "resnet18"
+    text = (ROOT / "assets" / "joint_gamma.md").read_text()
+    printed = [
+        float(v) for v in re.findall(r"([\d.e+]+) \(", text.split(f"| {name} ")[1].split("\n")[0])
+    ]
+    rules = (bilrp.LRP0(), joint_gamma.EachGamma(0.1), bilrp.Gamma(0.1), bilrp.Gamma(0.1, "shared"))
+    found = [joint_gamma.measured(name, rule) for rule in rules]
+    assert [size for size, _ in found] == pytest.approx(printed, rel=0.3)
+    assert all(error < 1e-12 for _, error in found)
+    assert found[1][0] > 1e6
+    assert found[2][0] < 5

@@ -276,7 +276,8 @@ def factor(
         w = random_projection(project, len(features), seed).to(features)
         values, absorbed = pull_projected(trace, owners, w, chunk)
         exact, features, shape = features, w @ features, (project,)
-        check_sum(values.sum(0) + absorbed.sum(0), features, values, "the projected features")
+        total = values.sum(0) + absorbed.sum(0)
+        check_sum(total, features, values, "the projected features", trace.product)
         projection = f"{project} dimensions, seed {seed}"
     return Factor(
         values=values,

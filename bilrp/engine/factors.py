@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.explanation import Explanation
+from bilrp.engine.record import exact
 from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
 FORMAT = 1  # of saved factors
@@ -212,6 +213,7 @@ def load(path: str | os.PathLike) -> Factor:
     )
 
 
+@exact()
 def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> Explanation:
     """The explanation of a pair from its factors; `encoders` allows two different models."""
     if similarity not in ("dot", "cosine", "-l2"):

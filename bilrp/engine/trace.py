@@ -307,6 +307,11 @@ class Trace:
         Tensor (sinks, K)
             Relevance that each of `absorbing` keeps.
         """
+        if relevance.shape[1:] != self.features.shape:
+            raise ValueError(
+                f"relevance must be (K, *{tuple(self.features.shape)}), the shape of the features "
+                f"with their batch dimension; got {tuple(relevance.shape)}"
+            )
         c = torch.where(self.features == 0, 0, relevance / self.features)
         inputs, kept = self.pull_rows(c)
         return inputs, kept.flatten(2).sum(2) if kept.dim() > 2 else kept

@@ -68,7 +68,6 @@ class Span:
         after = (size - 1) * stride + reach + 1 - lead - self.size
         return Span(starts, size), (lead, after)
 
-
     def cone(self, layer: Geometry, axis: int) -> Span:
         """Spans one layer further up that hold all that is reached, however the patches lie."""
         stride, padding = layer.stride[axis], layer.padding[axis]

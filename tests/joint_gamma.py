@@ -1,0 +1,89 @@
+"""Gamma for each convolution alone beside joint gamma, on networks with shortcuts and norms.
+
+python -m tests.joint_gamma    writes assets/joint_gamma.md; the zoo's page shows it
+"""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import bilrp
+from bilrp.engine.rules import Branch
+from tests import zoo
+
+TARGET = Path(__file__).resolve().parents[1] / "assets" / "joint_gamma.md"
+MODELS = ("resnet18", "regnet_x_400mf", "densenet121", "mobilenet_v2", "efficientnet_b0")
+SIZE = 64
+
+
+class EachGamma(bilrp.Rule):
+    """The paper's rho(w) = w + gamma max(0, w), Eq. (5), at every layer, whatever comes after it."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def branches(self, a, weight, bias, pre, out):
+        def rho(t):
+            return None if t is None else t + self.gamma * t.clamp(min=0)
+
+        return [Branch(((a, rho(weight)),), rho(bias))]
+
+
+def measured(name: str, rule: bilrp.Rule) -> tuple[float, float]:
+    """Magnitudes over magnitude of the sum of what is shared out, and the error of the ledger.
+
+    Of the parts of all owners, the four quarters of a random image and all sinks, of all features.
+    """
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.rand(8, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    model = zoo.randomise(zoo.built(name), pictures)
+    trace = bilrp.Trace(model, pictures[:1], rule)
+    rows = trace.push_rows(quarters(), sinks=True)
+    total = rows.sum(0)
+    size = float(rows.abs().sum() / total.abs().sum())
+    return size, float((total - trace.features).abs().max() / rows.abs().sum(0).max())
+
+
+def quarters() -> Tensor:
+    u = torch.zeros(4, 1, 3, SIZE, SIZE, dtype=torch.float64)
+    half = SIZE // 2
+    for k in range(4):
+        row, col = k // 2 * half, k % 2 * half
+        u[k, ..., row : row + half, col : col + half] = 1
+    return u
+
+
+def row(name: str) -> str:
+    cells = [name]
+    for rule in (bilrp.LRP0(), EachGamma(0.1), bilrp.Gamma(0.1), bilrp.Gamma(0.1, "shared")):
+        size, error = measured(name, rule)
+        cells.append(f"{size:.2g} ({error:.0e})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Write the table."""
+    warnings.simplefilter("ignore")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    lines = [
+        f"{date.today()}, commit {commit}, `python -m tests.joint_gamma`.",
+        "",
+        "| | gamma 0 | 0.1, each layer | 0.1, joint | 0.1, joint, biases shared |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in MODELS:
+        lines.append(row(name))
+        print(lines[-1], flush=True)
+    TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
