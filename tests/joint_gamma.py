@@ -23,7 +23,7 @@ SIZE = 64
 
 
 class EachGamma(bilrp.Rule):
-    """The paper's rho(w) = w + gamma max(0, w), Eq. (5), at every layer, whatever comes after it."""
+    """The paper's rho(w) = w + gamma max(0, w), Eq. (5), at every layer."""
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

@@ -1,8 +1,8 @@
 """The lower part of a network on windows: only the receptive cone of each patch is computed.
 
-The steps from the input up that work on maps place by place (convolutions, max-pooling, activations,
-sums) run on windows as long as that is cheaper than whole maps. Whole maps of all patches are put
-together where the windows end.
+The steps from the input up that work on maps place by place (convolutions, max-pooling,
+activations, sums) run on windows as long as that is cheaper than whole maps. Whole maps of all
+patches are put together where the windows end.
 """
 
 from __future__ import annotations

@@ -21,6 +21,15 @@ def default_rules(model: nn.Module, x: Tensor | None = None) -> Rules:
     Rule or mapping
         Networks with attention or recurrent layers: gamma 0, gates frozen. All others: joint gamma
         of 0.02, biases as owners.
+
+    Notes
+    -----
+    Gamma was chosen by a planted match: one object pasted at unrelated places into two unrelated
+    photos, 24 pairs, 4 x 4 patches, the real EfficientNet-Lite0. Share of the positive relevance on
+    the planted pair, chance 0.4 %, with 95 % intervals over pairs: gamma 0 17 % (12 to 23), 0.003
+    32 % (24 to 41), 0.01 43 % (34 to 53), 0.02 38 % (29 to 48), 0.05 18 % (13 to 22), 0.1 13 % (10
+    to 16). Of the two that lead, 0.02 cancels less: magnitudes are 1.5 times the sum, not 4.6. One
+    network and three objects; gamma 0 for attention was not put to that test.
     """
     frozen = (nn.MultiheadAttention, nn.RNNBase)
     attends = any(

@@ -1,7 +1,7 @@
 """Shares of the living neurons alone, of the owners that reach them.
 
-After a ReLU most activations are zero (four of five in the upper half of VGG-16), and a neuron in the
-middle of a network is reached by a part of the picture only. A dead input has no parts, a dead
+After a ReLU most activations are zero (four of five in the upper half of VGG-16), and a neuron in
+the middle of a network is reached by a part of the picture only. A dead input has no parts, a dead
 output takes none, an owner that does not reach a place has none there: what is skipped is exactly
 zero. At each place of a convolution's map one small product remains, (living outputs x living
 inputs) @ (living inputs x reaching owners). Max-pooling moves no numbers at all.

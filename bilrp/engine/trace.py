@@ -1,9 +1,9 @@
 """A recorded run under rules: which map stands where, pushing through all of them, pulling back.
 
 Gamma acts on segments, from one activation to the next. Inside a segment two sets of rows travel:
-p, the parts, through the operations as they are; m, through the same operations with magnitudes for
-coefficients. Of the contributions of all paths, (p + m) / 2 are the positive ones and (p - m) / 2 the
-negative ones. `maps.End` joins the two sets where the segment ends.
+p, the parts, through the operations as they are; m, through the same operations with magnitudes
+for coefficients. Of the contributions of all paths, (p + m) / 2 are the positive ones and
+(p - m) / 2 the negative ones. `maps.End` joins the two sets where the segment ends.
 """
 
 from __future__ import annotations
