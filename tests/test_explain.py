@@ -106,7 +106,7 @@ def test_few_features_are_pulled_and_give_the_same_numbers(rules, monkeypatch):
     trace = Trace(model, x[None], rules)
     for patch, cheaper in ((1, True), (16, False)):
         owners = bilrp.engine.owners.Patches(x[None], patch)
-        assert engine.cheaper_to_pull(trace, owners) == cheaper
+        assert engine.cheaper_to_pull(trace, owners, engine.Cones(trace, owners)) == cheaper
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 16, 1000])

@@ -176,7 +176,7 @@ def explain(
     Warns
     -----
     UserWarning
-        If magnitudes exceed 1e4 |y|: the explanation is mostly cancellation.
+        If magnitudes exceed 1e4 times that of y: the explanation is mostly cancellation.
 
     Source
     ------

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilrp.engine.living import living_cost
-from bilrp.engine.maps import Local
+from bilrp.engine.maps import Affine, Local
 from bilrp.engine.owners import Patches
 from bilrp.engine.plan import Stage
 from bilrp.engine.trace import Trace, living_applies
@@ -52,7 +52,8 @@ class Cones:
         self.inside: set[int] = set()
         self.stages: list[Stage] = []
         self.stride: dict[int, tuple[int, int]] = {}
-        spans: dict[int, tuple[Span, Span]] = {}
+        self.spans: dict[int, tuple[Span, Span]] = {}
+        spans = self.spans
         self.largest = 1
         count = math.prod(owners.grid)
         for stage in trace.steps:
@@ -76,7 +77,7 @@ class Cones:
                     continue
                 old = self.stride[stage.parents[0]]
                 self.stride[stage.number] = (old[0] * g.stride[0], old[1] * g.stride[1])
-                affine = _affine(stage)
+                affine = affine_of(stage)
                 if affine is not None:
                     places = trace.data(stage.number)[0, 0].numel()
                     whole = float(count * places)
@@ -243,7 +244,8 @@ def _rectangles(
             yield row_part[i : i + n_rows], col_part[j : j + n_cols]
 
 
-def _affine(stage: Stage):
+def affine_of(stage: Stage) -> Affine | None:
+    """The layer with weights that a step is, if it is one."""
     if isinstance(stage.local, Local):
         return stage.local.affine
     return stage.linear.affine if stage.linear is not None else None

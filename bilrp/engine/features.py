@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bilrp.engine.cones import Cones
-from bilrp.engine.living import Living, Reach
+from bilrp.engine.cones import Cones, affine_of
+from bilrp.engine.living import Living, Reach, living_cost
 from bilrp.engine.owners import Groups, Patches
 from bilrp.engine.plan import Stage
-from bilrp.engine.trace import Pair, Trace
+from bilrp.engine.trace import Pair, Trace, living_applies
 from bilrp.engine.windows import Span, place, sum_of_windows
 
 T = TypeVar("T")
@@ -41,12 +41,12 @@ def parts_of_features(
         Where the windows lie, if the parts are kept in windows.
     """
     spans = None
-    if cheaper_to_pull(trace, owners):
+    cones = Cones(trace, owners) if isinstance(owners, Patches) else None
+    if cheaper_to_pull(trace, owners, cones):
         whole = with_smaller_chunks(lambda _: owned_by_all(trace), trace, 1)
         values = _pulled_one_by_one(trace, owners, chunk)
         check_sum(values.sum(0), whole[0], whole, "the features", trace.product)
     else:
-        cones = Cones(trace, owners) if isinstance(owners, Patches) else None
         if cones is not None and trace.output in cones.inside:
             whole = with_smaller_chunks(lambda _: owned_by_all(trace), trace, 1)
             chunk = chunk or max(1, int(WORKING_MEMORY / (16 * cones.largest)))
@@ -224,9 +224,27 @@ def _pulled_one_by_one(trace: Trace, owners: Groups, chunk: int | None) -> Tenso
     return values
 
 
-def cheaper_to_pull(trace: Trace, owners: Groups) -> bool:
-    """Whether there are fewer living features to pull back than owners to push forward."""
-    return int((trace.features != 0).sum()) < math.prod(owners.grid)
+def cheaper_to_pull(trace: Trace, owners: Groups, cones: Cones | None) -> bool:
+    """Whether pulling every living feature back takes fewer multiplications than pushing owners."""
+    count, features = math.prod(owners.grid), int((trace.features != 0).sum())
+    if features >= count:
+        return False
+    pull = push = 0.0
+    for stage in trace.steps[1:]:
+        affine, size = affine_of(stage), trace.data(stage.number).numel()
+        if affine is None:
+            continue
+        each = affine.weight.numel() / affine.weight.shape[0]
+        pull += features * size * each
+        whole = count * size * each
+        if cones is not None and stage.number in cones.inside:
+            rows, cols = cones.spans[stage.number]
+            whole = count * rows.size * cols.size * affine.weight.numel()
+        elif living_applies(stage, trace):
+            a, needed = trace.data(stage.parents[0]), trace.needed_scale(stage) != 0
+            whole = min(whole, living_cost(a, needed, affine.weight, count))
+        push += whole
+    return pull < push if push else features < count
 
 
 def random_projection(dimensions: int, features: int, seed: int) -> Tensor:

@@ -47,7 +47,7 @@ class Linear:
     parents : list of int
         Numbers of the values that carry parts into it.
     fn : callable
-        One tensor of rows, (rows, *shape), for each parent, to the rows of the output.
+        For each parent a tensor with one row an owner, to the rows of the output.
     absolute : callable or None
         The same with magnitudes for coefficients; None if no coefficient is negative.
     sinks : list of Sink

@@ -120,14 +120,14 @@ class Trace:
 
         Parameters
         ----------
-        u : Tensor (K, *input)
+        u : Tensor (K, ...)
         sinks : bool
         check : callable (stage, parts, first), optional
             Called with the parts of all owners at every step.
 
         Returns
         -------
-        Tensor (K, *features) or (K + sinks, *features)
+        Tensor (K, ...) or, with sinks, (K + sinks, ...)
         """
         rows: dict[int, Pair] = {0: (u, None)}
         at = self.run(self.steps[1:], rows, len(u) if sinks else None, {}, 0, check)
@@ -420,7 +420,6 @@ def living_applies(stage: Stage, trace: Trace) -> bool:
         and local.affine.groups == 1
         and len(local.terms) == 1
         and local.terms[0][0] is None
-        and local.product is None
         and trace.features.device.type == "cpu"
     )
 
