@@ -60,7 +60,7 @@ class Cones:
             g = trace.geometry(stage)
             if g is None or not self.inside.issuperset(stage.parents):
                 continue
-            if stage.number in trace.closing:
+            if stage.number in trace.closing or g.skips:
                 continue
             if not stage.parents:
                 rows = cols = Span((0,), owners.patch)

@@ -20,6 +20,7 @@ from bilrp.engine.rules import Branch
 from bilrp.engine.windows import Geometry
 
 RowsFn = Callable[..., Tensor]
+FEW = 32  # rows that gain nothing from a smaller number format, such as those of the ledger
 
 
 @dataclass
@@ -231,7 +232,7 @@ class Local:
         return total
 
     def _product(self, op: Callable, rows: Tensor, w: Tensor) -> Tensor:
-        if self.product is None:
+        if self.product is None or len(rows) <= FEW:
             return op(rows, w)
         return op(rows.to(self.product), w.to(self.product)).to(rows.dtype)
 

@@ -36,6 +36,12 @@ class Geometry:
 
         return cls(pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation"))
 
+    @property
+    def skips(self) -> bool:
+        """Whether the stride steps over some inputs: a small window may have no output then."""
+        reach = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        return any(r < s for r, s in zip(reach, self.stride, strict=True))
+
     def smallest_input(self, axis: int, output: int) -> int:
         """Number of input rows (axis 0) or columns (1) that give `output` of them."""
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
