@@ -38,7 +38,7 @@ class Run:
 
     def named(self, t: Any, value: Value) -> str:
         """What to call a number that enters: the parameter's name, or the module's."""
-        return self.names.get(id(t)) or value.place.name or value.place.kind.__name__
+        return self.names.get(id(t)) or value.place.label
 
 
 @dataclass
@@ -489,7 +489,7 @@ def _linear(value: Value, run: Run) -> Linear:
     full = None if bias is None else bias.expand(value.data.shape)
     shape = (*[1] * (value.data.dim() - 1), -1)
     affine = Affine(lambda v, w: v @ w.T, lambda c, w: c @ w, weight, full, shape)
-    return weighted(parent, affine, value.place.name)
+    return weighted(parent, affine, value.place.label)
 
 
 @kind("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -539,7 +539,7 @@ def _conv(value: Value, run: Run) -> Linear:
         affine.geometry = Geometry(tuple(weight.shape[2:]), *map(tuple, sizes))
         affine.groups = options["groups"]
         affine.unpadded = lambda v, w: F.conv2d(v, w, **{**options, "padding": 0})
-    return weighted(parent, affine, value.place.name)
+    return weighted(parent, affine, value.place.label)
 
 
 def _tuple(v: Any, n: int) -> list[int]:
@@ -579,7 +579,7 @@ def _addmm(value: Value, run: Run) -> Linear:
     affine = Affine(
         lambda v, m: v @ m, lambda c, m: c @ m.transpose(-1, -2), alpha * w, full, (1, -1)
     )
-    return weighted(x.number, affine, value.place.name)
+    return weighted(x.number, affine, value.place.label)
 
 
 @kind("matmul", "bmm", "mm", "mv", "rmatmul")
@@ -627,7 +627,7 @@ def _batch_norm(value: Value, run: Run) -> Linear:
         return v * w.view(shape)
 
     affine = Affine(op, op, scale.to(value.data), full, shape)
-    return weighted(x.number, affine, value.place.name)
+    return weighted(x.number, affine, value.place.label)
 
 
 # --- norms with the spread frozen ------------------------------------------------------------
@@ -663,7 +663,7 @@ def norm(
         lines = own * lines + mean * lines.mean(-1, keepdim=True)
         return lines.reshape(rows.shape) * times
 
-    sinks = [] if bias is None else [Sink(value.place.name, bias.expand(shape))]
+    sinks = [] if bias is None else [Sink(value.place.label, bias.expand(shape))]
     if not centred:
         return Linear([parent], lambda r: r * factor, lambda r: r * factor.abs(), sinks)
     # The centring matrix 1 - 1/n has magnitudes 1 - 1/n on its diagonal and 1/n elsewhere.
@@ -863,7 +863,7 @@ def _softmax(value: Value, run: Run) -> Linear:
         return s * ((1 - 2 * s) * rows + (s * rows).sum(dim, keepdim=True))
 
     kept = s - fn(x[None])[0]
-    return Linear([number], fn, absolute, [Sink(f"{value.place.name}, softmax", kept)])
+    return Linear([number], fn, absolute, [Sink(f"{value.place.label}, softmax", kept)])
 
 
 # --- winners ---------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from bilrp.engine.rules import Branch
 from bilrp.engine.windows import Geometry
 
 RowsFn = Callable[..., Tensor]
-FEW = 32  # rows that gain nothing from a smaller number format, such as those of the ledger
 
 
 @dataclass
@@ -213,10 +212,13 @@ class Local:
     def _op(self, v: Tensor, w: Tensor) -> Tensor:
         return self.affine.op(v[None], w)[0]
 
-    def push(self, rows: Tensor) -> Tensor:
+    def push(self, rows: Tensor, full: bool = False) -> Tensor:
+        """Rows of the output; `full` leaves the products in the format of the rows."""
         total: Tensor | None = None
+        op = self.affine.op
         for v, w, number in self.terms:
-            moved = self._product(self.affine.op, rows if v is None else v * rows, w)
+            given = rows if v is None else v * rows
+            moved = op(given, w) if full else self._product(op, given, w)
             moved = moved.mul_(self.scales[number])
             total = moved if total is None else total.add_(moved)
         assert total is not None
@@ -232,7 +234,7 @@ class Local:
         return total
 
     def _product(self, op: Callable, rows: Tensor, w: Tensor) -> Tensor:
-        if self.product is None or len(rows) <= FEW:
+        if self.product is None:
             return op(rows, w)
         return op(rows.to(self.product), w.to(self.product)).to(rows.dtype)
 

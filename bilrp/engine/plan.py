@@ -180,7 +180,7 @@ class Plan:
                 continue
             bias = outer.bias if inner.bias is None else outer.bias + outer.op(inner.bias, scale)
             affine = replace(inner, weight=inner.weight * scale.view(shape), bias=bias)
-            self.made[n] = weighted(layer.parents[0], affine, made_by.place.name)
+            self.made[n] = weighted(layer.parents[0], affine, made_by.place.label)
             self.run.values[n] = replace(value, place=made_by.place)
             del self.made[before]
 
@@ -339,7 +339,7 @@ class Plan:
     ) -> Stage:
         layer = n if layer is None else layer
         affine = self.made[layer].affine
-        name = self.run.values[layer].place.name
+        name = self.run.values[layer].place.label
         a = self.run.data(parent)
         self._close_all([parent])
         bias = affine.bias

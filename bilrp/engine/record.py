@@ -33,6 +33,11 @@ class Place(NamedTuple):
     module: nn.Module
     line: str  # "file.py:12"
 
+    @property
+    def label(self) -> str:
+        """What to call it in a ledger: its name, or the type of a model that is one layer."""
+        return self.name or self.kind.__name__
+
     def __str__(self) -> str:
         layer = f"layer {self.number}" if self.number else "module"
         return f"{layer} ({self.kind.__name__}, named {self.name!r})"

@@ -163,7 +163,9 @@ class Trace:
         """
         last = self._last_use()
         for stage in stages:
-            p, m = self._pushed(stage, rows, reach)
+            # the rows of the ledger alone: few, so a smaller format gains nothing
+            full = check is not None and first == 0
+            p, m = self._pushed(stage, rows, reach, full)
             if at is not None and stage.sinks:
                 p, m = _with_sinks(p, m, stage, at)
                 at += len(stage.sinks)
@@ -185,13 +187,15 @@ class Trace:
             out = torch.cat([out, torch.stack([s.part for s in self.closing_sinks])])
         return out
 
-    def _pushed(self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach]) -> Pair:
+    def _pushed(
+        self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach], full: bool
+    ) -> Pair:
         if stage.tokens:
             u, shape = rows[0][0], self.data(stage.number).shape
             extra = len(shape) - (u.dim() - 1)
             return u.view(*u.shape, *[1] * extra).expand(len(u), *shape), None
         if stage.local is not None:
-            return self._through_layer(stage, rows, reach), None
+            return self._through_layer(stage, rows, reach, full), None
         if stage.end is not None:
             if stage.end.f_m is None:
                 return stage.end.push(self._parts(stage.parents[0], rows)[0], None), None
@@ -211,7 +215,7 @@ class Trace:
         return linear.fn(*p), linear.magnitudes(*m)
 
     def _through_layer(
-        self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach]
+        self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach], full: bool
     ) -> Tensor | Living:
         n = stage.parents[0]
         given = rows[n][0]
@@ -223,7 +227,12 @@ class Trace:
                 if not isinstance(given, Living):
                     given = Living.of(given, a[0] != 0, reach.get(n))
                 return given.convolved(local.terms[0][1], scale, local.affine.geometry)
-        return stage.local.push(self._local_rows(stage, rows))
+        given = self._local_rows(stage, rows)
+        return (
+            stage.local.push(given, full)
+            if isinstance(stage.local, Local)
+            else stage.local.push(given)
+        )
 
     def _reached(self, stage: Stage, reach: dict[int, Reach]) -> None:
         g = self.geometry(stage)

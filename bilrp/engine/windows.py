@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,11 @@ class Geometry:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
 
-    @classmethod
-    def of(cls, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> Geometry:
-        """Geometry of a convolution or a pooling."""
-
-        def pair(name: str) -> tuple[int, int]:
-            value = getattr(layer, name, 1)  # average pooling has no dilation
-            return (value, value) if isinstance(value, int) else tuple(value)
-
-        return cls(pair("kernel_size"), pair("stride"), pair("padding"), pair("dilation"))
-
     @property
     def skips(self) -> bool:
         """Whether the stride steps over some inputs: a small window may have no output then."""
         reach = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
         return any(r < s for r, s in zip(reach, self.stride, strict=True))
-
-    def smallest_input(self, axis: int, output: int) -> int:
-        """Number of input rows (axis 0) or columns (1) that give `output` of them."""
-        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        return (output - 1) * self.stride[axis] + reach - 2 * self.padding[axis]
 
 
 @dataclass(frozen=True)

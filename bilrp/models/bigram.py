@@ -240,7 +240,7 @@ class BigramNetwork(nn.Sequential):
     ----------
     digit_maps : nn.Module
         Gives ten maps (N, 10, H, W), none of them negative, with a blob of activation where a digit
-        of that kind is. To be explained it must be of layers that `bilrp.explain` knows.
+        of that kind is.
     shifts : sequence of int
         Candidate distances of neighbours in pixels.
 
