@@ -51,12 +51,9 @@ def measured(name: str, rule: bilrp.Rule) -> tuple[float, float]:
 
 
 def quarters() -> Tensor:
-    u = torch.zeros(4, 1, 3, SIZE, SIZE, dtype=torch.float64)
-    half = SIZE // 2
-    for k in range(4):
-        row, col = k // 2 * half, k % 2 * half
-        u[k, ..., row : row + half, col : col + half] = 1
-    return u
+    """Shares of the four quarters of an image."""
+    own = zoo.quadrants(SIZE) == torch.arange(4)[:, None, None]
+    return own[:, None, None].expand(4, 1, 3, SIZE, SIZE).double()
 
 
 def row(name: str) -> str:

@@ -201,8 +201,7 @@ def explain(
             factors.append(v)
         else:
             factors.append(factor(m, v, rules, chunk=chunk, **options))
-    with exact():
-        e = combined(*factors, similarity, encoders=models[0] is not models[1])
+    e = combined(*factors, similarity, encoders=models[0] is not models[1])
     _warn_of_cancellation(e)
     return e
 
@@ -267,7 +266,7 @@ def factor(
     owners = owners_of(batch, patch, groups)
     rules = default_rules(model, x) if rules is None else rules
     trace = Trace(model, batch, rules, dtype, device)
-    features, exact, spans = trace.features.flatten(), None, None
+    features, complete, spans = trace.features.flatten(), None, None
     shape = tuple(trace.features.shape[1:])
     if project is None:
         values, absorbed, spans = parts_of_features(trace, owners, chunk)
@@ -275,7 +274,7 @@ def factor(
     else:
         w = random_projection(project, len(features), seed).to(features)
         values, absorbed = pull_projected(trace, owners, w, chunk)
-        exact, features, shape = features, w @ features, (project,)
+        complete, features, shape = features, w @ features, (project,)
         total = values.sum(0) + absorbed.sum(0)
         check_sum(total, features, values, "the projected features", trace.product)
         projection = f"{project} dimensions, seed {seed}"
@@ -288,7 +287,7 @@ def factor(
         feature_shape=shape,
         spans=spans,
         identity=Identity(fingerprint(model), str(RuleBook(rules)), projection),
-        exact=exact,
+        exact=complete,
     )
 
 

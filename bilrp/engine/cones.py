@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.living import living_cost
 from bilrp.engine.maps import Affine, Local
 from bilrp.engine.owners import Patches
 from bilrp.engine.plan import Stage
-from bilrp.engine.trace import Trace, living_applies
+from bilrp.engine.trace import Trace
 from bilrp.engine.windows import Span, cut, lattices
 
 
@@ -53,7 +52,6 @@ class Cones:
         self.stages: list[Stage] = []
         self.stride: dict[int, tuple[int, int]] = {}
         self.spans: dict[int, tuple[Span, Span]] = {}
-        spans = self.spans
         self.largest = 1
         count = math.prod(owners.grid)
         for stage in trace.steps:
@@ -66,7 +64,7 @@ class Cones:
                 rows = cols = Span((0,), owners.patch)
                 self.stride[stage.number] = (1, 1)
             else:
-                below = [spans[n] for n in stage.parents]
+                below = [self.spans[n] for n in stage.parents]
                 if len({self.stride[n] for n in stage.parents}) > 1:
                     continue
                 try:
@@ -80,16 +78,11 @@ class Cones:
                 affine = affine_of(stage)
                 if affine is not None:
                     places = trace.data(stage.number)[0, 0].numel()
-                    whole = float(count * places)
-                    if living_applies(stage, trace):
-                        weights = affine.weight
-                        scale = trace.needed_scale(stage)
-                        a = trace.data(stage.parents[0])
-                        cost = living_cost(a, scale != 0, weights, count) / weights.numel()
-                        whole = min(whole, cost)
+                    each = affine.weight.numel()
+                    whole = min(count * places, trace.living_cost(stage, count) / each)
                     if whole <= count * rows.size * cols.size:
                         continue
-            spans[stage.number] = rows, cols
+            self.spans[stage.number] = rows, cols
             self.inside.add(stage.number)
             self.stages.append(stage)
             numbers = trace.data(stage.number).shape[1] * rows.size * cols.size
@@ -167,11 +160,7 @@ class Cones:
         assert unpadded is not None
         for v, weight, number in local.terms:
             moved = w.p if v is None else w.p * cut(v[0], w.rows, w.cols)
-            moved = F.pad(moved, frame)
-            if local.product is None:
-                moved = unpadded(moved, weight)
-            else:
-                moved = unpadded(moved.to(local.product), weight.to(local.product)).to(w.p.dtype)
+            moved = local.times(unpadded, F.pad(moved, frame), weight)
             moved = moved.mul_(cut(local.scales[number][0], rows, cols))
             total = moved if total is None else total.add_(moved)
         assert total is not None

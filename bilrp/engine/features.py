@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bilrp.engine.cones import Cones, affine_of
-from bilrp.engine.living import Living, Reach, living_cost
+from bilrp.engine.living import Living, Reach
 from bilrp.engine.owners import Groups, Patches
 from bilrp.engine.plan import Stage
-from bilrp.engine.trace import Pair, Trace, living_applies
+from bilrp.engine.trace import Pair, Trace
 from bilrp.engine.windows import Span, place, sum_of_windows
 
 T = TypeVar("T")
@@ -45,20 +45,18 @@ def parts_of_features(
     if cheaper_to_pull(trace, owners, cones):
         whole = with_smaller_chunks(lambda _: owned_by_all(trace), trace, 1)
         values = _pulled_one_by_one(trace, owners, chunk)
-        check_sum(values.sum(0), whole[0], whole, "the features", trace.product)
+    elif cones is not None and trace.output in cones.inside:
+        whole = with_smaller_chunks(lambda _: owned_by_all(trace), trace, 1)
+        chunk = chunk or max(1, int(WORKING_MEMORY / (16 * cones.largest)))
+        values, spans = with_smaller_chunks(lambda n: _joined(cones, n), trace, chunk)
     else:
-        if cones is not None and trace.output in cones.inside:
-            whole = with_smaller_chunks(lambda _: owned_by_all(trace), trace, 1)
-            chunk = chunk or max(1, int(WORKING_MEMORY / (16 * cones.largest)))
-            values, spans = with_smaller_chunks(lambda n: _joined(cones, n), trace, chunk)
-            sums = sum_of_windows(values, *spans, trace.features.shape[-2:]).flatten()
-            check_sum(sums, whole[0], whole, "the features", trace.product)
-        else:
-            chunk = chunk or chunk_that_fits(trace, cones)
-            values, whole = with_smaller_chunks(
-                lambda n: _pushed(trace, owners, cones, n), trace, chunk
-            )
-            check_sum(values.sum(0), whole[0], whole, "the features", trace.product)
+        chunk = chunk or chunk_that_fits(trace, cones)
+        values, whole = with_smaller_chunks(
+            lambda n: _pushed(trace, owners, cones, n), trace, chunk
+        )
+    size = trace.features.shape[-2:]
+    sums = values.sum(0) if spans is None else sum_of_windows(values, *spans, size)
+    check_sum(sums, whole[0], whole, "the features", trace.product)
     names = [sink.name for _, sink in trace.sinks]
     absorbed = whole.new_zeros(len(trace.absorbing), whole.shape[1])
     index = torch.tensor([trace.absorbing.index(n) for n in names], dtype=torch.long)
@@ -161,7 +159,7 @@ def _at_the_bottom(
             across = len(w.cols.starts)
             k = torch.arange(len(numbers))
             row_of = k.div(across, rounding_mode="floor")
-            reach[n] = Reach(w.rows, w.cols, row_of)
+            reach[n] = Reach(w.rows, row_of)
         yield numbers, rows, reach
 
 
@@ -240,9 +238,8 @@ def cheaper_to_pull(trace: Trace, owners: Groups, cones: Cones | None) -> bool:
         if cones is not None and stage.number in cones.inside:
             rows, cols = cones.spans[stage.number]
             whole = count * rows.size * cols.size * affine.weight.numel()
-        elif living_applies(stage, trace):
-            a, needed = trace.data(stage.parents[0]), trace.needed_scale(stage) != 0
-            whole = min(whole, living_cost(a, needed, affine.weight, count))
+        else:
+            whole = min(whole, trace.living_cost(stage, count))
         push += whole
     return pull < push if push else features < count
 

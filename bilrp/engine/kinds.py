@@ -7,7 +7,7 @@ here is refused if relevance reaches it, and is no matter if it only makes sizes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -147,23 +147,26 @@ def again(value: Value, run: Run, parents: list[int]) -> Callable[..., Tensor]:
     return each(one)
 
 
-def offset(value: Value, run: Run, parents: list[int]) -> list[Sink]:
+def offset(value: Value, run: Run) -> list[Sink]:
     """What the numbers among the arguments add, one sink for each of them."""
-    numbers = list(tensors((value.args, value.kwargs)))
     sinks = []
-    for chosen in numbers:
-
-        def only(t: Any, chosen: Tensor = chosen) -> Any:
-            if isinstance(t, Tensor) and t.is_floating_point() and t is not chosen:
-                return torch.zeros_like(t)
-            return t
-
-        args, kwargs = mapped((value.args, value.kwargs), only)
-        alone = Value(0, value.name, value.func, args, kwargs, value.pick, value.data, value.place)
+    for number in tensors((value.args, value.kwargs)):
+        alone = _with_numbers(value, number)
         part = alone.called(lambda n: torch.zeros_like(run.data(n)))
         if bool((part != 0).any()):
-            sinks.append(Sink(run.named(chosen, value), part))
+            sinks.append(Sink(run.named(number, value), part))
     return sinks
+
+
+def _with_numbers(value: Value, kept: Tensor | None = None) -> Value:
+    """The same call with zeros for the numbers among its arguments, all but one."""
+
+    def zero(t: Any) -> Any:
+        number = isinstance(t, Tensor) and t.is_floating_point() and t is not kept
+        return torch.zeros_like(t) if number else t
+
+    args, kwargs = mapped((value.args, value.kwargs), zero)
+    return replace(value, args=args, kwargs=kwargs)
 
 
 def scaled(parent: int, factor: Tensor | float, shape: torch.Size) -> Linear:
@@ -223,21 +226,8 @@ def _same(value: Value, run: Run) -> Linear:
 @kind("cat", "stack", "hstack", "vstack", "dstack", "column_stack")
 def _join(value: Value, run: Run) -> Linear:
     parents = refs((value.args, value.kwargs))
-    sinks = offset(value, run, parents)
-    linear = _without_numbers(value)
-    return Linear(parents, again(linear, run, parents), sinks=sinks, moves=len(parents) == 1)
-
-
-def _without_numbers(value: Value) -> Value:
-    """The same call with zeros for the numbers among its arguments."""
-
-    def zero(t: Any) -> Any:
-        return torch.zeros_like(t) if isinstance(t, Tensor) and t.is_floating_point() else t
-
-    args, kwargs = mapped((value.args, value.kwargs), zero)
-    return Value(
-        value.number, value.name, value.func, args, kwargs, value.pick, value.data, value.place
-    )
+    fn = again(_with_numbers(value), run, parents)
+    return Linear(parents, fn, sinks=offset(value, run), moves=len(parents) == 1)
 
 
 @kind("pad")
@@ -289,7 +279,7 @@ def _where(value: Value, run: Run) -> Linear:
     condition = value.args[0]
     condition = run.data(condition.number) if isinstance(condition, Ref) else condition
     shape = value.data.shape
-    sides = [_side(t, run) for t in value.args[1:3]]
+    sides = [_side(t) for t in value.args[1:3]]
     masks = (condition.expand(shape), ~condition.expand(shape))
     sinks = [
         Sink(f"{run.named(t, value)}, where", torch.where(mask, numeric(t).to(value.data), 0))
@@ -308,7 +298,7 @@ def _where(value: Value, run: Run) -> Linear:
     return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
 
 
-def _side(t: Any, run: Run) -> tuple[int | None, Any]:
+def _side(t: Any) -> tuple[int | None, Any]:
     return (t.number, None) if isinstance(t, Ref) else (None, t)
 
 
@@ -725,7 +715,7 @@ def _channel(value: Value, position: int, name: str) -> Tensor | None:
 # What is a gate: the more, the rather it is frozen.
 _GATES = {
     "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
-    "reciprocal": 2, "exp": 2, "tanh": 1, "hardtanh": 0, "softsign": 1,
+    "reciprocal": 2, "exp": 2, "tanh": 1, "softsign": 1,
 }  # fmt: skip
 _KEEPS_GATE = {
     "view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -773,10 +763,10 @@ def product(
             each(lambda t, s: 0.5 * (f(t, y) + f(x, s))),
             each(lambda t, s: 0.5 * (f(t, y.abs()) + f(x.abs(), s))),
         )
-    if a == b and not (isinstance(rule, CPLRP) and rule.take):
+    take = rule.take if isinstance(rule, CPLRP) else None
+    if a == b and not take:
         raise refusal(value, "is a value times itself, and no rule says who owns it")
     levels = gate_level(a, run), gate_level(b, run)
-    take = rule.take if isinstance(rule, CPLRP) and rule.take else None
     if take is None and levels[0] == levels[1]:
         raise NotImplementedError(
             f"{value.name}, called at {value.place.line} in {value.place}, multiplies two values "
@@ -786,12 +776,12 @@ def product(
             "bilrp.AttnLRP() half to each."
         )
     first = take == 1 if take else levels[0] < levels[1]
-    if first:
-        fn, absolute = (each(lambda t, g=g: f(t, g)) for g in (y, y.abs()))
-        nonnegative = bool((y >= 0).all())
-        return Linear([a], fn, None if nonnegative else absolute)
-    fn, absolute = (each(lambda t, g=g: f(g, t)) for g in (x, x.abs()))
-    return Linear([b], fn, None if bool((x >= 0).all()) else absolute)
+    main, gate = (a, y) if first else (b, x)
+
+    def times(frozen: Tensor) -> Callable[..., Tensor]:
+        return each(lambda t: f(t, frozen) if first else f(frozen, t))
+
+    return Linear([main], times(gate), None if bool((gate >= 0).all()) else times(gate.abs()))
 
 
 @kind("mul")
@@ -946,8 +936,8 @@ def _larger(value: Value, run: Run) -> Linear:
     a, b = value.args[0], value.args[1] if len(value.args) > 1 else value.kwargs["other"]
     x, y = (run.data(t.number) if isinstance(t, Ref) else t for t in (a, b))
     first = (x >= y) if "max" in value.name else (x <= y)
-    chosen = Value(
-        value.number, "where", torch.where, (first, a, b), {}, None, value.data, value.place
+    chosen = replace(
+        value, name="where", func=torch.where, args=(first, a, b), kwargs={}, pick=None
     )
     return _where(chosen, run)
 

@@ -22,23 +22,22 @@ COPY = 50  # what copying a number costs, in multiplications; measured on VGG-16
 
 @dataclass(frozen=True)
 class Reach:
-    """Which owners reach which rows and columns of a map.
+    """Which owners reach which rows of a map.
 
     Attributes
     ----------
-    rows, cols : Span
-        Cones of the rows and of the columns of the patch grid.
+    rows : Span
+        Cones of the rows of the patch grid.
     row_of : Tensor (patches,) of int
         Row of the grid of each row of parts that belongs to a patch, ascending; the rows of parts
         after them, of sinks, reach all places.
     """
 
     rows: Span
-    cols: Span
     row_of: Tensor
 
     def through(self, layer: Geometry) -> Reach:
-        return Reach(self.rows.cone(layer, 0), self.cols.cone(layer, 1), self.row_of)
+        return Reach(self.rows.cone(layer, 0), self.row_of)
 
     def slices(self, height: int) -> list[slice]:
         """For each row of a map, the rows of parts whose patches reach it."""

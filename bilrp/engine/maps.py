@@ -171,7 +171,7 @@ class Local:
         product: torch.dtype | None,
         rule: str,
     ) -> None:
-        self.affine, self.value, self.product = affine, value, product
+        self.affine, self.product = affine, product
         self.terms: list[tuple[Tensor | None, Tensor, int]] = []
         self.scales: list[Tensor] = []
         kept: dict[str, Tensor] = {}
@@ -218,7 +218,7 @@ class Local:
         op = self.affine.op
         for v, w, number in self.terms:
             given = rows if v is None else v * rows
-            moved = op(given, w) if full else self._product(op, given, w)
+            moved = op(given, w) if full else self.times(op, given, w)
             moved = moved.mul_(self.scales[number])
             total = moved if total is None else total.add_(moved)
         assert total is not None
@@ -227,13 +227,14 @@ class Local:
     def pull(self, c: Tensor) -> Tensor:
         total: Tensor | None = None
         for v, w, number in self.terms:
-            moved = self._product(self.affine.transposed, c * self.scales[number], w)
+            moved = self.times(self.affine.transposed, c * self.scales[number], w)
             moved = moved if v is None else moved.mul_(v)
             total = moved if total is None else total.add_(moved)
         assert total is not None
         return total
 
-    def _product(self, op: Callable, rows: Tensor, w: Tensor) -> Tensor:
+    def times(self, op: Callable, rows: Tensor, w: Tensor) -> Tensor:
+        """op(rows, w) in the number format of the products."""
         if self.product is None:
             return op(rows, w)
         return op(rows.to(self.product), w.to(self.product)).to(rows.dtype)

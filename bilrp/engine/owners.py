@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from bilrp.engine.record import exact
-
 
 def check_finite(x: Tensor) -> None:
     """ValueError if the input holds NaN or infinity."""
@@ -109,7 +107,7 @@ def owners_of(batch: Tensor, patch: int, groups: int | Tensor | None) -> Groups:
     return Groups(batch, groups)
 
 
-def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
+def one_input(x: Tensor, model: torch.nn.Module) -> Tensor:
     """A single input as the model takes it, with a batch dimension of 1.
 
     A tensor is one input: a vector (d,), an image (C, H, W), tokens (T, d) or (T,) of whole
@@ -133,24 +131,15 @@ def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
     item = _dimensions(model) if x.is_floating_point() else 1
     if item is not None and x.dim() == item:
         return x[None]
-    if item is None and x.dim() == 3 and model is None:
-        return x[None]
-    if x.dim() == 1 and item in (None, 1):
-        return x[None]
     if x.shape[0] == 1 and x.dim() > 1 and (item is None or x.dim() == item + 1):
         return x
-    if item is not None and x.dim() == item + 1:
+    if x.dim() == (3 if item is None else item) + 1:
         raise ValueError(
             f"give one input at a time, got a batch of {len(x)}: {tuple(x.shape)}. Several inputs "
             "are a list: [x1, x2, ...]"
         )
     if item is None and x.dim() < 4:
         return x[None]
-    if x.dim() == 4 and item is None:
-        raise ValueError(
-            f"give one input at a time, got a batch of {len(x)}: {tuple(x.shape)}. Several inputs "
-            "are a list: [x1, x2, ...]"
-        )
     expected = {1: "(N, C, L)", 2: "(N, C, L)", 3: "(N, C, H, W)", 4: "(N, C, T, H, W)"}
     raise ValueError(
         f"x must be {_wanted(model) or expected.get(item or 3)}, or one of these without N; got "
@@ -161,22 +150,19 @@ def one_input(x: Tensor, model: torch.nn.Module | None = None) -> Tensor:
 _CONVOLUTIONS = {torch.nn.Conv1d: 2, torch.nn.Conv2d: 3, torch.nn.Conv3d: 4}
 
 
-def _first(model: torch.nn.Module | None, kinds: tuple) -> torch.nn.Module | None:
-    return next((m for m in model.modules() if isinstance(m, kinds)), None) if model else None
+def _first(model: torch.nn.Module, kinds: tuple) -> torch.nn.Module | None:
+    return next((m for m in model.modules() if isinstance(m, kinds)), None)
 
 
-def _dimensions(model: torch.nn.Module | None) -> int | None:
+def _dimensions(model: torch.nn.Module) -> int | None:
     """Dimensions of one input, from the model's first convolution."""
     first = _first(model, (*_CONVOLUTIONS, torch.nn.Linear))
     return next((n for kind, n in _CONVOLUTIONS.items() if isinstance(first, kind)), None)
 
 
-def _wanted(model: torch.nn.Module | None) -> str:
+def _wanted(model: torch.nn.Module) -> str:
     first = _first(model, tuple(_CONVOLUTIONS))
     if first is None:
         return ""
     sizes = {2: "L", 3: "H, W", 4: "T, H, W"}[_dimensions(model) or 3]
     return f"(N, {first.in_channels}, {sizes})"
-
-
-__all__ = ["Groups", "Patches", "check_finite", "exact", "one_input", "owners_of"]

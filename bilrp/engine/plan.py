@@ -139,25 +139,29 @@ class Plan:
     def _prune(self) -> None:
         """Registered maps forget what no relevance of the features can reach."""
         live = {self.output: self.run.data(self.output) != 0}
-        readers = Counter(n for v in self.run.values for n in set(v.inputs))
+        readers, used = self._readers(), self._uses()
         for n in reversed(self._in_order()):
             made = self.made[n]
             if isinstance(made, ModuleCall):
                 data = self.run.data(n)
-                alone = n in live and self._uses()[n] == 1 and readers[n] <= 1
+                alone = n in live and used[n] == 1 and readers[n] <= 1
                 if alone:  # what is forgotten is no part of the value any more
                     data = self.run.values[n].data = torch.where(live[n], data, 0)
                 live[made.parent] = made.map.prune(data != 0)
 
+    def _readers(self) -> Counter:
+        """How many calls of the run read each value, for whatever purpose."""
+        return Counter(n for v in self.run.values for n in set(v.inputs))
+
     def _uses(self) -> Counter:
+        """How many maps, and the features, each value carries relevance to."""
         used = Counter(n for m in self.made if m for n in set(self.parents(m)))
         used[self.output] += 1
         return used
 
     def _fold_batch_norms(self) -> None:
         """A batch norm joins the layer before it where that has no other reader."""
-        readers = Counter(n for v in self.run.values for n in set(v.inputs))
-        used = self._uses()
+        readers, used = self._readers(), self._uses()
         for n in self._in_order():
             norm, value = self.made[n], self.run.values[n]
             if value.name != "batch_norm" or not isinstance(norm, Linear):
@@ -216,14 +220,11 @@ class Plan:
     # --- segments --------------------------------------------------------------------------------
 
     def _segment(self, n: int) -> Segment:
+        if self._ends(n):
+            return Segment()
         made = self.made[n]
-        if not isinstance(made, Linear):
-            return Segment()
-        rule = self.rule[n]
-        if rule is not None and not isinstance(rule, Gamma):
-            return Segment()
         if made.weights:
-            return Segment(n, rule, True)
+            return Segment(n, self.rule[n], True)
         last = max((self.segment[p] for p in made.parents), key=lambda s: s.layer)
         return Segment(last.layer, last.rule, True)
 

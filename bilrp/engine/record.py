@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bilrp.engine.opened import FORMULAS, opened
 from bilrp.engine.registered import registered_modules
+from bilrp.engine.rules import numbered
 
 _MODULE_CALL = {nn.Module._call_impl.__code__}
 
@@ -266,12 +267,7 @@ class Record(TorchFunctionMode):
         self._known: dict[int, tuple[Tensor, int, int]] = {}  # id -> (tensor, number, version)
         self._constants: list[Tensor] = []  # kept, so that no id is used twice
         self._unknown: list[tuple[Tensor, str]] = []
-        self._where: dict[int, tuple[str, int | None]] = {}
-        number = 0
-        for name, m in model.named_modules():
-            leaf = next(m.children(), None) is None
-            number += leaf
-            self._where[id(m)] = (name, number if leaf else None)
+        self._where = {id(m): (name, number) for m, name, number in numbered(model)}
         for name, t in (*model.named_parameters(), *model.named_buffers()):
             self._name(t, name)
         for name, m in model.named_modules():
@@ -409,7 +405,7 @@ class Record(TorchFunctionMode):
         if written:
             for other, data in shared:
                 other.data = data
-            self._written(written, first, kept, name, place, given)
+            self._written(written, first, kept, name, place)
         if name == "__setitem__":
             out_data = args[0]
             self._add(name, _set_item, *recorded, None, out_data, place)
@@ -463,7 +459,7 @@ class Record(TorchFunctionMode):
         found = [v for v in self.values if v.data.untyped_storage().data_ptr() == memory]
         return [(v, v.data.clone()) for v in found]
 
-    def _written(self, written, first, kept, name, place, given) -> None:
+    def _written(self, written, first, kept, name, place) -> None:
         """After an in-place call: the old numbers stay with the old value."""
         target = written[0]
         if len(written) > 1 or (

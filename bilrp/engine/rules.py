@@ -409,22 +409,16 @@ class RuleBook:
             wide = isinstance(key, range) or key == "*"
             if rule.applies != ("products" if what == "products" else "weights"):
                 continue
-            if not (wide and what == "other") and self.fits(key, place):
+            if wide and what == "other":
+                continue
+            if fits(key, place.module, place.name, place.number):
                 return rule
         return None
 
-    @staticmethod
-    def fits(key: Any, place: Place) -> bool:
-        """Whether a key means the module of this place."""
-        return fits(key, place.module, place.name, place.number)
-
     def check(self, model: nn.Module) -> None:
         """Refuse keys that fit nothing in the model; ranges of numbers may."""
-        number, places = 0, []
-        for name, m in model.named_modules():
-            leaf = next(m.children(), None) is None
-            number += leaf
-            places.append((m, name, number if leaf else None))
+        places = numbered(model)
+        number = max(k or 0 for _, _, k in places)
         for key, rule in self.items:
             if isinstance(key, range) or any(fits(key, *place) for place in places):
                 continue
@@ -437,6 +431,16 @@ class RuleBook:
     def __str__(self) -> str:
         """For comparing and storing: the same for the same rules."""
         return "; ".join(f"{_told(key)}: {_described(rule)}" for key, rule in self.items)
+
+
+def numbered(model: nn.Module) -> list[tuple[nn.Module, str, int | None]]:
+    """All modules with their names; leaf modules are numbered from 1 in the order of definition."""
+    number, places = 0, []
+    for name, m in model.named_modules():
+        leaf = next(m.children(), None) is None
+        number += leaf
+        places.append((m, name, number if leaf else None))
+    return places
 
 
 def fits(key: Any, module: nn.Module, name: str, number: int | None) -> bool:

@@ -219,20 +219,16 @@ class Trace:
     ) -> Tensor | Living:
         n = stage.parents[0]
         given = rows[n][0]
-        if living_applies(stage, self) and n not in self.closing:
-            local, scale = stage.local, self.needed_scale(stage)
-            weight, a = local.affine.weight, self.data(n)
-            whole = len(given) * scale[0].numel() * weight.numel()
-            if living_cost(a, scale != 0, weight, len(given)) < whole:
+        local = stage.local
+        if isinstance(local, Local) and n not in self.closing:
+            whole = len(given) * self.data(stage.number)[0, 0].numel() * local.affine.weight.numel()
+            if self.living_cost(stage, len(given)) < whole:
                 if not isinstance(given, Living):
-                    given = Living.of(given, a[0] != 0, reach.get(n))
+                    given = Living.of(given, self.data(n)[0] != 0, reach.get(n))
+                scale = self.needed_scale(stage)
                 return given.convolved(local.terms[0][1], scale, local.affine.geometry)
-        given = self._local_rows(stage, rows)
-        return (
-            stage.local.push(given, full)
-            if isinstance(stage.local, Local)
-            else stage.local.push(given)
-        )
+        given = given if self.by_number[n].shares else self._closed(rows, n)
+        return local.push(given, full) if isinstance(local, Local) else local.push(given)
 
     def _reached(self, stage: Stage, reach: dict[int, Reach]) -> None:
         g = self.geometry(stage)
@@ -257,6 +253,23 @@ class Trace:
             return linear.winners.geometry
         return Geometry() if linear.coefficients is not None else None
 
+    def living_cost(self, stage: Stage, owners: int) -> float:
+        """Multiply-adds of a layer on its living inputs and outputs alone; inf if it cannot."""
+        local = stage.local
+        # On a GPU one large product beats many small ones, so it is left to whole maps there.
+        applies = (
+            isinstance(local, Local)
+            and local.affine.geometry is not None
+            and local.affine.groups == 1
+            and len(local.terms) == 1
+            and local.terms[0][0] is None
+            and self.features.device.type == "cpu"
+        )
+        if not applies:
+            return float("inf")
+        a, needed = self.data(stage.parents[0]), self.needed_scale(stage) != 0
+        return living_cost(a, needed, local.affine.weight, owners)
+
     def needed_scale(self, stage: Stage) -> Tensor:
         """f_k of a layer, (C, H, W), 0 where no relevance of the features can arrive."""
         if stage.number not in self._scales:
@@ -272,12 +285,6 @@ class Trace:
                     scale = scale * won.view(scale.shape)
             self._scales[stage.number] = scale
         return self._scales[stage.number]
-
-    def _local_rows(self, step: Stage, rows: dict[int, Pair]) -> Tensor:
-        parent = self.by_number[step.parents[0]]
-        if parent.shares:
-            return rows[parent.number][0]
-        return self._closed(rows, parent.number)
 
     def _parts(self, n: int, rows: dict[int, Pair]) -> Pair:
         p, m = rows[n]
@@ -322,8 +329,7 @@ class Trace:
                 f"with their batch dimension; got {tuple(relevance.shape)}"
             )
         c = torch.where(self.features == 0, 0, relevance / self.features)
-        inputs, kept = self.pull_rows(c)
-        return inputs, kept.flatten(2).sum(2) if kept.dim() > 2 else kept
+        return self.pull_rows(c)
 
     def pull_rows(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """`pull` of c = R / a: relevance of the inputs (K, *input), of the sinks (sinks, K)."""
@@ -336,18 +342,19 @@ class Trace:
                 found = found if m is None else found + self._over(m, sink.part.abs())
                 kept[sink.name] = kept.get(sink.name, 0) + found
 
-        def give(n: int, p: Tensor, m: Tensor | None = None) -> None:
-            """Add to what has come back to a value, in the form in which its rows travel."""
-            step, a = self.by_number[n], self.data(n)
-            if m is not None and not step.pair:
-                p, m = p + m * a.sign(), None
-            if step.shares:
-                p = p * a
+        def add(n: int, p: Tensor, m: Tensor | None = None) -> None:
             if n in waiting:
                 q, k = waiting[n]
                 p = p + q
                 m = k if m is None else m if k is None else m + k
             waiting[n] = (p, m)
+
+        def give(n: int, p: Tensor, m: Tensor | None = None) -> None:
+            """Add to what has come back to a value, in the form in which its rows travel."""
+            step, a = self.by_number[n], self.data(n)
+            if m is not None and not step.pair:
+                p, m = p + m * a.sign(), None
+            add(n, p * a if step.shares else p, m)
 
         def close(n: int, p: Tensor) -> None:
             if n not in self.closing:
@@ -363,7 +370,7 @@ class Trace:
                 break
             p, m = waiting.pop(step.number)
             keep(step.sinks, p, m)
-            self._pulled(step, p, m, give, close, waiting)
+            self._pulled(step, p, m, add, give, close)
         zero = c.new_zeros(len(c), *self.input.shape)
         result = waiting.get(0, (zero, None))[0]
         rows = [kept.get(name, c.new_zeros(len(c))) for name in self.absorbing]
@@ -372,18 +379,14 @@ class Trace:
     def _over(self, c: Tensor, part: Tensor) -> Tensor:
         return (c * part).flatten(1).sum(1)
 
-    def _pulled(self, step: Stage, p: Tensor, m: Tensor | None, give, close, waiting) -> None:
+    def _pulled(self, step: Stage, p: Tensor, m: Tensor | None, add, give, close) -> None:
         parents = step.parents
         if step.tokens:
             total = p.flatten(1 + self.input.dim()).sum(-1) if p.dim() > 1 + self.input.dim() else p
-            waiting[0] = (total + (waiting[0][0] if 0 in waiting else 0), None)
+            add(0, total)
         elif step.local is not None:
             back = step.local.pull(p)
-            if self.by_number[parents[0]].shares:
-                old = waiting.get(parents[0])
-                waiting[parents[0]] = (back if old is None else old[0] + back, None)
-            else:
-                close(parents[0], back)
+            (add if self.by_number[parents[0]].shares else close)(parents[0], back)
         elif step.end is not None:
             give(parents[0], *step.end.pull(p))
         else:
@@ -396,9 +399,7 @@ class Trace:
                 return adjoint(linear.magnitudes if absolute else linear.fn, shapes, c)
 
             if step.shares:
-                old = waiting.get(parents[0])
-                (back,) = transposed(p, False)
-                waiting[parents[0]] = (back if old is None else old[0] + back, None)
+                add(parents[0], *transposed(p, False))
             elif not step.pair:
                 for n, back in zip(parents, transposed(p, False), strict=True):
                     close(n, back)
@@ -417,20 +418,6 @@ def _with_sinks(p: Tensor | Living, m: Tensor | None, stage: Stage, at: int) -> 
     parts = parts.to(p)
     p = torch.cat([_padded(p, at), parts])
     return p, None if m is None else torch.cat([_padded(m, at), parts.abs()])
-
-
-def living_applies(stage: Stage, trace: Trace) -> bool:
-    """Whether a convolution can multiply its living inputs and outputs alone."""
-    # On a GPU one large product beats many small ones, so it is left to whole maps there.
-    local = stage.local
-    return (
-        isinstance(local, Local)
-        and local.affine.geometry is not None
-        and local.affine.groups == 1
-        and len(local.terms) == 1
-        and local.terms[0][0] is None
-        and trace.features.device.type == "cpu"
-    )
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

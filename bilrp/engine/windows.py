@@ -50,14 +50,15 @@ class Span:
         """
         stride, padding = layer.stride[axis], layer.padding[axis]
         reach = layer.dilation[axis] * (layer.kernel[axis] - 1)
-        starts = tuple(-((reach - padding - s) // stride) for s in self.starts)
-        before = {s - (t * stride - padding) for s, t in zip(self.starts, starts, strict=True)}
+        above = self.cone(layer, axis)
+        before = {
+            s - (t * stride - padding) for s, t in zip(self.starts, above.starts, strict=True)
+        }
         if len(before) > 1:
             raise ValueError(f"windows starting at {self.starts} do not align with stride {stride}")
         (lead,) = before
-        size = (self.starts[0] + self.size - 1 + padding) // stride - starts[0] + 1
-        after = (size - 1) * stride + reach + 1 - lead - self.size
-        return Span(starts, size), (lead, after)
+        after = (above.size - 1) * stride + reach + 1 - lead - self.size
+        return above, (lead, after)
 
     def cone(self, layer: Geometry, axis: int) -> Span:
         """Spans one layer further up that hold all that is reached, however the patches lie."""
