@@ -55,6 +55,11 @@ def error(act):
 for act in (lambda: e.plot(x, x2), lambda: e.explore(x, x2), lambda: bilrp.plot):
     assert error(act) == 'matplotlib is not installed: pip install "bilrp[plot]"', error(act)
 assert error(lambda: bilrp.data) == 'pooch is not installed: pip install "bilrp[vgg]"'
+assert error(bilrp.vgg16) == 'torchvision is not installed: pip install "bilrp[vgg]"'
+two = torch.tensor([0, 1])
+assert error(lambda: bilrp.svm_accuracy(torch.rand(2, 3), two, two > 0)) == (
+    'sklearn is not installed: pip install "bilrp[book]"'
+)
 """
 
 

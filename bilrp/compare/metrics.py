@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilrp._names import needs
+
 
 def cosine(first: Tensor, second: Tensor) -> float:
     """Cosine of the angle between two explanations of the same pair, in -1..1.
@@ -230,8 +232,9 @@ def svm_accuracy(
     ------
     Eberle et al. (2022), Section 5.1, Table 1.
     """
-    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
-    from sklearn.svm import SVC
+    with needs("book"):
+        from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+        from sklearn.svm import SVC
 
     labels, train = torch.as_tensor(labels), torch.as_tensor(train)
     n = len(features)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilrp._names import needs
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.registered import register
 from bilrp.engine.rules import Rule
@@ -121,7 +122,8 @@ def character_height(ink: Tensor, least: int = 8) -> float | None:
     rules and smudges are; at least `least` of them are needed. Three quarters are no taller than
     the result: small letters, small old-style figures and specks hardly matter to it.
     """
-    from scipy import ndimage
+    with needs("book"):
+        from scipy import ndimage
 
     parts, count = ndimage.label(ink[0].cpu().numpy() > 0.35, structure=np.ones((3, 3)))
     boxes = ndimage.find_objects(parts, count)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bilrp._names import needs
 from bilrp.engine.owners import check_finite
 from bilrp.engine.rules import ZB, Gamma, Rule
 
@@ -67,7 +68,8 @@ def vgg16(layer: int = 31) -> nn.Sequential:
     ------
     Simonyan and Zisserman (2015), configuration D; Eberle et al. (2022), Section 5.
     """
-    import torchvision  # takes a second to import: only those pay who ask for VGG-16
+    with needs("vgg"):
+        import torchvision  # takes a second to import: only those pay who ask for VGG-16
 
     from bilrp.book.data import vgg16_state
 
@@ -111,7 +113,8 @@ def vgg16_features(
     ------
     Eberle et al. (2022), Section 5.1.
     """
-    from tqdm import tqdm
+    with needs("vgg"):
+        from tqdm import tqdm
 
     if x.dim() != 4 or x.shape[1] != 3 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(f"x must be (N, 3, H, W), floating-point; got {x.dtype} {tuple(x.shape)}")
