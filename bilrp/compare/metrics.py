@@ -267,9 +267,9 @@ def svm_accuracy(
         {"C": list(C)},
         cv=splitter(folds, shuffle=True, random_state=0),
     )
-    labels = labels.cpu().numpy()
+    target = labels.cpu().numpy()
     with warnings.catch_warnings():
         # Many classes with few examples each are what identification is about.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        search.fit(gram[known], labels[known])
-    return float(search.score(gram[~known], labels[~known]))
+        search.fit(gram[known], target[known])
+    return float(search.score(gram[~known], target[~known]))

@@ -59,7 +59,7 @@ def fingerprint(model: nn.Module) -> str:
     ):
         total = zlib.crc32(f"{name} {tuple(t.shape)} {t.dtype}".encode(), total)
         data = t.detach().cpu().contiguous().flatten()
-        total = zlib.crc32(data.view(torch.uint8).numpy(), total) if data.numel() else total
+        total = zlib.crc32(data.view(torch.uint8).numpy().data, total) if data.numel() else total
     return f"{total:08x}"
 
 
@@ -119,15 +119,15 @@ class Factor:
     ) -> Factor:
         """The same factor on another device or in another floating-point format."""
 
-        def moved(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device=device, dtype=dtype)
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype)
 
         return replace(
             self,
             values=moved(self.values),
             absorbed=moved(self.absorbed),
             features=moved(self.features),
-            exact=moved(self.exact),
+            exact=None if self.exact is None else moved(self.exact),
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -259,13 +259,13 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
             ledger=ledger / norms,
             estimate=None if estimate is None else estimate / norms,
         )
-    within = tuple(-_product(f, f).reshape(*f.grid, *f.grid) for f in (first, second))
+    own_map, own_map2 = (-_product(f, f).reshape(*f.grid, *f.grid) for f in (first, second))
     return replace(
         made,
         relevance=2 * made.relevance,
         similarity=2 * y - own - own2,
         ledger=2 * ledger,
-        within=within,
+        within=(own_map, own_map2),
         ledger_within=(-(rows @ rows.T), -(rows2 @ rows2.T)),
         estimate=None
         if estimate is None

@@ -318,7 +318,7 @@ class BigramNetwork(nn.Sequential):
 
     def save(self, path: str | Path) -> None:
         """Write the weights of a network made of `Ink` and `digit_convolutions()`, for `load`."""
-        ink, *convolutions = self.digits
+        ink, *convolutions = self.digits.children()
         weights = nn.Sequential(*convolutions).state_dict()
         digit_convolutions().load_state_dict(weights)  # refuses what load could not read
         saved = dict(weights=weights, digit_height=ink.digit_height, shifts=self.both.shifts)
@@ -444,6 +444,7 @@ def _smaller(step: Step, a: Tensor, rule: Rule | None, product: torch.dtype | No
 
 @register(Or)
 def _largest(step: Step, a: Tensor, rule: Rule | None, product: torch.dtype | None) -> RelevanceMap:
+    assert isinstance(step.module, Or)
     alternatives = step.module._alternatives(a)
     output, winner = alternatives.max(1)  # the first of several
     each = output[0].numel()
