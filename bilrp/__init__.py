@@ -7,7 +7,18 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 from types import ModuleType
 
 from bilrp import _names
+from bilrp.compare.altered import Warped, randomized, warped
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
+from bilrp.compare.controls import (
+    ControlledShare,
+    Displaced,
+    Interval,
+    bootstrap,
+    controlled_share,
+    locality_null,
+    marginal_null,
+    opposite_displacement,
+)
 from bilrp.compare.metrics import acs, invariance, svm_accuracy
 from bilrp.engine.api import explain, factor, features, lrp
 from bilrp.engine.defaults import default_rules
@@ -33,6 +44,7 @@ from bilrp.engine.rules import (
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
@@ -46,12 +58,15 @@ __all__ = [
     "AlphaBeta",
     "AttnLRP",
     "BigramNetwork",
+    "ControlledShare",
+    "Displaced",
     "Epsilon",
     "Explanation",
     "Explorer",
     "Factor",
     "Flat",
     "Gamma",
+    "Interval",
     "MaxOverTransforms",
     "Pass",
     "RelevanceMap",
@@ -59,11 +74,16 @@ __all__ = [
     "Step",
     "Trace",
     "WSquare",
+    "Warped",
     "WinnerTakeAll",
     "ZPlus",
     "acs",
+    "bootstrap",
+    "controlled_share",
     "curvature",
     "default_rules",
+    "efficientnet_lite0",
+    "efficientnet_lite0_input",
     "explain",
     "factor",
     "features",
@@ -71,8 +91,12 @@ __all__ = [
     "interact_frames",
     "invariance",
     "load",
+    "locality_null",
     "lrp",
+    "marginal_null",
     "normalize",
+    "opposite_displacement",
+    "randomized",
     "register",
     "registered",
     "saliency",
@@ -80,6 +104,7 @@ __all__ = [
     "vgg16",
     "vgg16_features",
     "vgg16_rules",
+    "warped",
 ]
 
 

@@ -11,8 +11,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
+    "altered": "compare.altered",
     "baselines": "compare.baselines",
     "bigram": "models.bigram",
+    "controls": "compare.controls",
     "data": "book.data",
     "explorer": "show.explorer",
     "fetch": "book.fetch",
