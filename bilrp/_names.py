@@ -24,6 +24,7 @@ MODULES = {
     "registry": "book.registry",
     "rules": "engine.rules",
     "tables": "book.tables",
+    "toy": "models.toy",
     "trace": "engine.trace",
     "transforms": "engine.transforms",
     "weights": "book.weights",
