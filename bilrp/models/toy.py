@@ -26,7 +26,8 @@ VECTORS = {
     "one-hot + 0.3": torch.eye(DIGITS) + 0.3,
 }
 
-Layers = list[tuple[Tensor, Tensor]]  # weights (inputs, outputs) and biases (outputs,), bottom first
+# From the bottom: weights (inputs, outputs) and biases (outputs,)
+Layers = list[tuple[Tensor, Tensor]]
 
 
 def rows(n: int, seed: int) -> Tensor:
