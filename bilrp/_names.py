@@ -26,6 +26,7 @@ MODULES = {
     "registry": "book.registry",
     "rules": "engine.rules",
     "tables": "book.tables",
+    "toy": "models.toy",
     "trace": "engine.trace",
     "transforms": "engine.transforms",
     "weights": "book.weights",

@@ -30,6 +30,7 @@ PARTS = [
     "bilrp/**/*.js",
     "bilrp/py.typed",
     "data/*",
+    "assets/*.json",
     "pyproject.toml",
     "requirements.txt",
     "LICENSE*",
