@@ -72,13 +72,14 @@ def randomized(
 
 
 def _redraw(layer: nn.Module, seed: int) -> None:
-    if not hasattr(layer, "reset_parameters"):
+    reset = getattr(layer, "reset_parameters", None)
+    if reset is None:
         raise ValueError(
             f'{type(layer).__name__} has no reset_parameters() to draw anew; use how="shuffle"'
         )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        layer.reset_parameters()
+        reset()
 
 
 class Warped(NamedTuple):
@@ -162,8 +163,13 @@ def warped(
         )
     grid = torch.stack([(2 * back_col + 1) / width - 1, (2 * back_row + 1) / height - 1], -1)
     batch = image if image.dim() == 4 else image[None]
-    options = dict(mode="bilinear", padding_mode="reflection", align_corners=False)
-    out = F.grid_sample(batch, grid[None].to(batch), **options)
+    out = F.grid_sample(
+        batch,
+        grid[None].to(batch),
+        mode="bilinear",
+        padding_mode="reflection",
+        align_corners=False,
+    )
     return Warped(out.view(image.shape), row, col)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ class Several:
 
     def __init__(self, factors: Sequence[Factor]) -> None:
         self.factors = tuple(factors)
-        features = (f.features.double() for f in self.factors)
-        self.similarity = float(math.prod(features).sum())
+        features = [f.features.double() for f in self.factors]
+        self.similarity = float(reduce(torch.mul, features).sum())
 
     def __repr__(self) -> str:
         shapes = " x ".join("(" + ", ".join(map(str, f.grid)) + ")" for f in self.factors)
@@ -94,13 +95,13 @@ class Several:
             shapes.append(shape)
         if len(choices) > len(self):
             raise ValueError(f"{len(choices)} choices for {len(self)} inputs")
-        shape = [size for kept in shapes for size in kept]
-        if math.prod(shape) > MOST:
+        sizes = [size for kept in shapes for size in kept]
+        if math.prod(sizes) > MOST:
             raise ValueError(
-                f"that is {math.prod(shape):,} scores, {' x '.join(map(str, shape))}; at most "
+                f"that is {math.prod(sizes):,} scores, {' x '.join(map(str, sizes))}; at most "
                 f'{MOST:,} are made at once: choose fewer owners, or "all" for some inputs'
             )
-        return _contracted(rows).reshape(shape)
+        return _contracted(rows).reshape(sizes)
 
     @exact()
     def pair(self, i: int, j: int, given: Mapping[int, Any] | None = None) -> Explanation:
@@ -152,7 +153,7 @@ class Several:
     @exact()
     def carried(self) -> float:
         """What the inputs carry together: the sum of all of R, without the sinks."""
-        return float(math.prod(f.owned()[0] for f in self.factors).sum())
+        return float(reduce(torch.mul, [f.owned()[0] for f in self.factors]).sum())
 
     def _check_number(self, number: int) -> None:
         if not isinstance(number, int) or not 0 <= number < len(self):

@@ -154,7 +154,9 @@ def efficientnet_lite0(block: int | None = None) -> nn.Sequential:
         model.load_state_dict(named, strict=True, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"the weights are not those of EfficientNet-Lite0: {error}") from error
-    return (model if block is None else model[: block + 1]).eval().requires_grad_(False)
+    model = model if block is None else model[: block + 1]
+    model.eval().requires_grad_(False)
+    return model
 
 
 def efficientnet_lite0_input(x: Tensor) -> Tensor:
