@@ -154,9 +154,9 @@ def efficientnet_lite0(block: int | None = None) -> nn.Sequential:
         model.load_state_dict(named, strict=True, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"the weights are not those of EfficientNet-Lite0: {error}") from error
-    model = model if block is None else model[: block + 1]
-    model.eval().requires_grad_(False)
-    return model
+    part = model if block is None else model[: block + 1]
+    assert isinstance(part, nn.Sequential)
+    return part.eval().requires_grad_(False)
 
 
 def efficientnet_lite0_input(x: Tensor) -> Tensor:
