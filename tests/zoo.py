@@ -295,18 +295,22 @@ def commit() -> str:
     return name.stdout.strip() + (" and changes" if changed.returncode else "")
 
 
-def heading(results: dict[str, tuple[dict, dict | None]], count: int) -> str:
-    """When, by what, and what came out on the whole."""
-    good = [ours for ours, _ in results.values() if "error" not in ours]
+def heading_of_machine(command: str) -> str:
+    """When, of which commit, on which machine and with which libraries."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), None)
     return (
-        f"{date.today()}, commit {commit()}, `make zoo`; {cpu or platform.processor()}, "
-        "one thread, "
-        f"torch {torch.__version__}, torchvision {version('torchvision')}. "
-        f"{len(good)} of {len(results)} models explained"
-        + (f", {count - len(results)} not run yet." if count > len(results) else ".")
+        f"{date.today()}, commit {commit()}, `{command}`; {cpu or platform.processor()}, "
+        f"one thread, torch {torch.__version__}, torchvision {version('torchvision')}."
+    )
+
+
+def heading(results: dict[str, tuple[dict, dict | None]], count: int) -> str:
+    """When, by what, and what came out on the whole."""
+    good = [ours for ours, _ in results.values() if "error" not in ours]
+    return f"{heading_of_machine('make zoo')} {len(good)} of {len(results)} models explained" + (
+        f", {count - len(results)} not run yet." if count > len(results) else "."
     )
 
 
