@@ -44,6 +44,7 @@ from bilrp.engine.rules import (
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
@@ -81,6 +82,8 @@ __all__ = [
     "controlled_share",
     "curvature",
     "default_rules",
+    "efficientnet_lite0",
+    "efficientnet_lite0_input",
     "explain",
     "factor",
     "features",

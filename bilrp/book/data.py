@@ -24,7 +24,7 @@ from bilrp.book.registry import (
     WrongHash,
     registry,
 )
-from bilrp.book.weights import vgg16_state
+from bilrp.book.weights import efficientnet_lite0_state, vgg16_state
 
 __all__ = [
     "DataError",
@@ -35,6 +35,7 @@ __all__ = [
     "available",
     "cats",
     "clips",
+    "efficientnet_lite0_state",
     "faces",
     "fetch",
     "imagenet_photos",
