@@ -12,17 +12,27 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
+.PHONY: book plan doctor test test-fast lab student bench zoo picture notebooks format clean help chromium
 
-book: $(DATA)  ## build the book into _build/html and print its address
-	@$(BIN)/python tools/build_book.py
+book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
+	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
 
-test: $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
-	@$(BIN)/python -m pytest tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+# What will be installed and downloaded, said before it is.
+plan: | $(BIN)/python
+	@$(BIN)/python tools/doctor.py --plan
+
+doctor:  ## say what is missing on this machine, and what cures it
+	@$(or $(PYTHON),python3) tools/doctor.py
+
+# As many processes as there are cores; the cells of a notebook, and all tests of a file, go to one.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
+test: plan $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
+	@$(PYTEST) tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 		--durations=15 --durations-min=1
 
 test-fast: $(READY)  ## the tests that need no data, no notebooks and no browser (under a minute)
-	@$(BIN)/python -m pytest tests -m "not weights and not book and not browser" \
+	@$(PYTEST) tests -m "not slow and not weights and not book and not browser" \
 		--durations=10 --durations-min=1
 
 lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its text too
