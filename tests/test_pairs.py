@@ -73,8 +73,10 @@ def test_making_the_notebooks_again_changes_no_byte(tmp_path: Path) -> None:
 
 
 def test_an_edit_made_in_a_notebook_alone_is_not_thrown_away(tmp_path: Path) -> None:
-    shutil.copytree(CHAPTERS, tmp_path / "chapters")
-    path = sorted(tmp_path.glob("chapters/*.ipynb"))[0]
+    (tmp_path / "chapters").mkdir()
+    for suffix in (".md", ".ipynb"):
+        shutil.copy(NOTEBOOKS[0].with_suffix(suffix), tmp_path / "chapters")
+    path = tmp_path / "chapters" / NOTEBOOKS[0].name
     nb = nbformat.read(path, as_version=4)
     nb.cells[0].source += "\nAn edit."
     nbformat.write(nb, path)

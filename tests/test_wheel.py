@@ -166,6 +166,7 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
     assert inside == {"bilrp", f"bilrp-{bilrp.__version__}.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_readmes_code_runs_with_nothing_else_installed(python: Path, tmp_path: Path) -> None:
     code = f"""\
 from importlib.util import find_spec
