@@ -70,7 +70,7 @@ clean:  ## remove what was built (the environment and the data stay)
 	find bilrp chapters tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # The environment: made once, brought up to date when the pins change.
 $(BIN)/python:
