@@ -34,9 +34,12 @@ from bilrp.engine.several import Several, several
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.numerals import numeral_encoders
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
+from bilrp.models.words import SentenceEncoder, WordVectors, sentence_encoder
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
+from bilrp.show.text import TextExplorer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,11 +60,14 @@ __all__ = [
     "Pass",
     "RelevanceMap",
     "Rule",
+    "SentenceEncoder",
     "Several",
     "Step",
+    "TextExplorer",
     "Trace",
     "WSquare",
     "WinnerTakeAll",
+    "WordVectors",
     "ZPlus",
     "acs",
     "curvature",
@@ -75,9 +81,11 @@ __all__ = [
     "load",
     "lrp",
     "normalize",
+    "numeral_encoders",
     "register",
     "registered",
     "saliency",
+    "sentence_encoder",
     "several",
     "svm_accuracy",
     "vgg16",
