@@ -46,9 +46,12 @@ from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
 from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
+from bilrp.models.numerals import numeral_encoders
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
+from bilrp.models.words import SentenceEncoder, WordVectors, sentence_encoder
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
+from bilrp.show.text import TextExplorer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -72,12 +75,15 @@ __all__ = [
     "Pass",
     "RelevanceMap",
     "Rule",
+    "SentenceEncoder",
     "Several",
     "Step",
+    "TextExplorer",
     "Trace",
     "WSquare",
     "Warped",
     "WinnerTakeAll",
+    "WordVectors",
     "ZPlus",
     "acs",
     "bootstrap",
@@ -97,11 +103,13 @@ __all__ = [
     "lrp",
     "marginal_null",
     "normalize",
+    "numeral_encoders",
     "opposite_displacement",
     "randomized",
     "register",
     "registered",
     "saliency",
+    "sentence_encoder",
     "several",
     "svm_accuracy",
     "vgg16",
