@@ -8,7 +8,6 @@ import argparse
 import gzip
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from bilrp._names import needs
+from bilrp._pictures import read, resize, square
 from bilrp.book.fetch import available, fetch
 from bilrp.book.registry import (
     DataError,
@@ -61,29 +61,6 @@ def label(name: str) -> str:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> torch.Tensor:
-    """Read a picture as (1, 3, H, W) float32 in [0, 1]; grey pictures get three equal channels."""
-    with needs("book"):  # here: weights are fetched where no picture can be read
-        from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
-
-
-def _square(x: torch.Tensor) -> torch.Tensor:
-    """Centre square of (..., H, W)."""
-    height, width = x.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return x[..., top : top + side, left : left + side]
-
-
-def _resize(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, C, H, W) to (N, C, size, size), antialiased; bilinear, so that no value leaves [0, 1]."""
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-
-
 def photo(name: str, size: int = 128) -> torch.Tensor:
     """One registered picture: its centre square, resized with antialiasing.
 
@@ -104,7 +81,7 @@ def photo(name: str, size: int = 128) -> torch.Tensor:
     DataError
         As `fetch`.
     """
-    return _resize(_square(_read(fetch(name))), size)
+    return resize(square(read(fetch(name))), size)
 
 
 def photos(names: Iterable[str], size: int = 128) -> torch.Tensor:
@@ -169,16 +146,16 @@ def stereo(size: int = 128) -> Stereo:
     scikit-image's own page on the pair has the sign the other way; the photos, and the tests of
     this module, say that it is as above.
     """
-    left, right = (_square(_read(fetch(f"stereo/{side}.png"))) for side in ("left", "right"))
+    left, right = (square(read(fetch(f"stereo/{side}.png"))) for side in ("left", "right"))
     with np.load(fetch("stereo/disparity.npz")) as file:
-        full = _square(torch.from_numpy(file["arr_0"].astype(np.float32)))
+        full = square(torch.from_numpy(file["arr_0"].astype(np.float32)))
     scale = size / full.shape[-1]
     disparity = F.interpolate(full[None, None], (size, size), mode="nearest-exact")[0, 0] * scale
     # Column c stands for the stretch [c, c + 1) of the photo, its middle at c + 1/2.
     partner = torch.arange(size) + 0.5 - disparity
     valid = disparity.isfinite() & (partner >= 0) & (partner < size)
     disparity = disparity.masked_fill(~valid, torch.nan)
-    return Stereo(_resize(left, size), _resize(right, size), disparity, valid)
+    return Stereo(resize(left, size), resize(right, size), disparity, valid)
 
 
 def faces(size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +170,7 @@ def faces(size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """
     folder = fetch("orl_faces")
     paths = [folder / f"s{person}" / f"{k}.pgm" for person in range(1, 41) for k in range(1, 11)]
-    images = torch.cat([_resize(_square(_read(path)), size) for path in paths])
+    images = torch.cat([resize(square(read(path)), size) for path in paths])
     return images, torch.arange(40).repeat_interleave(10)
 
 
@@ -225,7 +202,7 @@ def mnist(per_digit: int = 500, size: int = 28) -> tuple[torch.Tensor, torch.Ten
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
     pixels, digits = table[:, :-1].reshape(-1, 1, 28, 28) / 255, table[:, -1].long()
     chosen = torch.cat([(digits == d).nonzero()[:per_digit, 0] for d in range(10)])
-    return _resize(pixels[chosen], size).repeat(1, 3, 1, 1), digits[chosen]
+    return resize(pixels[chosen], size).repeat(1, 3, 1, 1), digits[chosen]
 
 
 def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,7 +237,7 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
                 if k % every == 0:
                     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
                     pixels = pixels.permute(2, 0, 1)[None].float() / 255
-                    frames.append(_resize(_square(pixels), size))
+                    frames.append(resize(square(pixels), size))
                     clip.append(number)
     return torch.cat(frames), torch.tensor(clip)
 
