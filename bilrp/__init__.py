@@ -30,6 +30,7 @@ from bilrp.engine.rules import (
     WSquare,
     ZPlus,
 )
+from bilrp.engine.several import Several, several
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
@@ -56,6 +57,7 @@ __all__ = [
     "Pass",
     "RelevanceMap",
     "Rule",
+    "Several",
     "Step",
     "Trace",
     "WSquare",
@@ -76,6 +78,7 @@ __all__ = [
     "register",
     "registered",
     "saliency",
+    "several",
     "svm_accuracy",
     "vgg16",
     "vgg16_features",
