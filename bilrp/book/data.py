@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from bilrp._names import needs
-from bilrp._pictures import read, resize, square
+from bilrp._pictures import read as _read
+from bilrp._pictures import resize as _resize
+from bilrp._pictures import square as _square
 from bilrp.book.fetch import available, fetch
 from bilrp.book.registry import (
     DataError,
@@ -81,7 +83,7 @@ def photo(name: str, size: int = 128) -> torch.Tensor:
     DataError
         As `fetch`.
     """
-    return resize(square(read(fetch(name))), size)
+    return _resize(_square(_read(fetch(name))), size)
 
 
 def photos(names: Iterable[str], size: int = 128) -> torch.Tensor:
@@ -146,16 +148,16 @@ def stereo(size: int = 128) -> Stereo:
     scikit-image's own page on the pair has the sign the other way; the photos, and the tests of
     this module, say that it is as above.
     """
-    left, right = (square(read(fetch(f"stereo/{side}.png"))) for side in ("left", "right"))
+    left, right = (_square(_read(fetch(f"stereo/{side}.png"))) for side in ("left", "right"))
     with np.load(fetch("stereo/disparity.npz")) as file:
-        full = square(torch.from_numpy(file["arr_0"].astype(np.float32)))
+        full = _square(torch.from_numpy(file["arr_0"].astype(np.float32)))
     scale = size / full.shape[-1]
     disparity = F.interpolate(full[None, None], (size, size), mode="nearest-exact")[0, 0] * scale
     # Column c stands for the stretch [c, c + 1) of the photo, its middle at c + 1/2.
     partner = torch.arange(size) + 0.5 - disparity
     valid = disparity.isfinite() & (partner >= 0) & (partner < size)
     disparity = disparity.masked_fill(~valid, torch.nan)
-    return Stereo(resize(left, size), resize(right, size), disparity, valid)
+    return Stereo(_resize(left, size), _resize(right, size), disparity, valid)
 
 
 def faces(size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,7 +172,7 @@ def faces(size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """
     folder = fetch("orl_faces")
     paths = [folder / f"s{person}" / f"{k}.pgm" for person in range(1, 41) for k in range(1, 11)]
-    images = torch.cat([resize(square(read(path)), size) for path in paths])
+    images = torch.cat([_resize(_square(_read(path)), size) for path in paths])
     return images, torch.arange(40).repeat_interleave(10)
 
 
@@ -202,7 +204,7 @@ def mnist(per_digit: int = 500, size: int = 28) -> tuple[torch.Tensor, torch.Ten
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
     pixels, digits = table[:, :-1].reshape(-1, 1, 28, 28) / 255, table[:, -1].long()
     chosen = torch.cat([(digits == d).nonzero()[:per_digit, 0] for d in range(10)])
-    return resize(pixels[chosen], size).repeat(1, 3, 1, 1), digits[chosen]
+    return _resize(pixels[chosen], size).repeat(1, 3, 1, 1), digits[chosen]
 
 
 def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,7 +239,7 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
                 if k % every == 0:
                     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
                     pixels = pixels.permute(2, 0, 1)[None].float() / 255
-                    frames.append(resize(square(pixels), size))
+                    frames.append(_resize(_square(pixels), size))
                     clip.append(number)
     return torch.cat(frames), torch.tensor(clip)
 
