@@ -24,6 +24,7 @@ MODULES = {
     "ownership": "engine.features",
     "plot": "show.plot",
     "registry": "book.registry",
+    "roots": "show.roots",
     "rules": "engine.rules",
     "tables": "book.tables",
     "toy": "models.toy",

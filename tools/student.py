@@ -31,6 +31,7 @@ PARTS = [
     "bilrp/py.typed",
     "data/*",
     "assets/*.json",
+    "assets/*.svg",
     "pyproject.toml",
     "requirements.txt",
     "LICENSE*",

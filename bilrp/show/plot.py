@@ -18,6 +18,7 @@ with needs("plot"):
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
 POSITIVE, NEGATIVE, INK = "#b2182b", "#2166ac", "#333333"  # told apart by all kinds of eyes
+ONE, OTHER = "#6a3d9a", "#1b7837"  # two kinds of things, where neither is for or against
 DIVERGING = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "white", POSITIVE])
 
 
