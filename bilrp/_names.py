@@ -20,6 +20,7 @@ MODULES = {
     "fetch": "book.fetch",
     "frames": "show.frames",
     "layers": "engine.modules",
+    "measured": "book.measured",
     "metrics": "compare.metrics",
     "ownership": "engine.features",
     "plot": "show.plot",
