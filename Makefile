@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book plan doctor test test-fast lab edit student bench zoo picture notebooks format clean help chromium
+.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy picture notebooks \
+	format clean help chromium
 
 book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
 	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
@@ -51,8 +52,14 @@ student: $(READY)  ## make notebooks without solutions, and a zip of them to han
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
 
+bench-networks: $(BENCH_READY)  ## measure ResNet-50 and ViT-B/16 at full size
+	@$(BIN)/python -m tests.benchmark_networks --output assets/benchmark_networks.md
+
 zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
+
+toy: $(READY)  ## train thirty networks on the toy digits and write the table of chapter 05
+	@PYTHONPATH=. $(BIN)/python -m tests.toy_sweep
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
@@ -68,7 +75,7 @@ clean:  ## remove what was built (the environment and the data stay)
 	find bilrp chapters tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # The environment: made once, brought up to date when the pins change.
 $(BIN)/python:

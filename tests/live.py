@@ -69,7 +69,7 @@ def jupyterlab(folder: Path, whole: bool = False) -> Iterator[Callable[[str], st
                 time.sleep(0.2)
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{address}/api/status", timeout=5)
-        yield lambda name: f"{address}/lab/tree/{name}?token={token}"
+        yield lambda name: f"{address}/lab/tree/{name}?token={token}&reset"
     finally:
         server.terminate()  # and with it, its kernels
         server.wait(30)

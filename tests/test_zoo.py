@@ -70,7 +70,8 @@ def test_a_family_is_explained_exactly_and_completely(name):
 
 
 def rows() -> list[dict[str, str]]:
-    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    text = TABLE.read_text(encoding="utf-8").split("\nautoLRP")[0]
+    lines = [line for line in text.splitlines() if line[:1] == "|"]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 

@@ -399,7 +399,7 @@ def solution_cells(block: Block, book: Book, page: str) -> list[nbformat.Noteboo
     """The heading of a solution, which folds what is below it, and the solution's first text."""
     heading = f"#### Solution to {book.places[block.argument].name}"
     text = plain(block.body, book, page)
-    folding = new_markdown_cell(heading, metadata={"heading_collapsed": True})
+    folding = new_markdown_cell(heading, metadata={"jp-MarkdownHeadingCollapsed": True})
     return [folding, *([new_markdown_cell(text)] if text else [])]
 
 
