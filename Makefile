@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book plan doctor test test-fast lab student bench bench-networks zoo toy picture notebooks \
+.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy picture notebooks \
 	format clean help chromium
 
 book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
@@ -36,10 +36,15 @@ test-fast: $(READY)  ## the tests that need no data, no notebooks and no browser
 	@$(PYTEST) tests -m "not slow and not weights and not book and not browser" \
 		--durations=10 --durations-min=1
 
-lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its text too
+JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=.
+
+lab: $(DATA)  ## open the chapters in JupyterLab, to read and to try; your changes are kept
+	@$(BIN)/python tools/plain.py
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/notebooks/index.ipynb
+
+edit: $(DATA)  ## open the sources of the chapters in JupyterLab; saving a notebook saves its text too
 	@$(BIN)/python tools/notebooks.py
-	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. \
-		--LabApp.default_url=/lab/tree/chapters/index.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/chapters/index.ipynb
 
 student: $(READY)  ## make notebooks without solutions, and a zip of them to hand out
 	@$(BIN)/python tools/student.py

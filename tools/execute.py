@@ -35,7 +35,7 @@ from notebooks import sources
 # Rooms of the package that every chapter counts as using. A chapter uses any other room only if it
 # names it, since no other may be imported from these without being found.
 ALWAYS = ("book", "compare", "engine", "models", "show")
-DATA = ["data/registry.toml", "data/*.pt", "assets/*.json", "requirements.txt"]
+DATA = ["data/registry.toml", "data/*.pt", "assets/*.json", "assets/*.csv", "requirements.txt"]
 IGNORED = ("__pycache__", ".ipynb_checkpoints")
 # Through these a cell reaches code without naming it.
 SHELL = re.compile(r"(?m)^\s*[!%]|\bsubprocess\b|\bos\.(?:system|popen|spawn)|\brunpy\b")
