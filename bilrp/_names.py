@@ -13,6 +13,7 @@ from types import ModuleType
 MODULES = {
     "baselines": "compare.baselines",
     "bigram": "models.bigram",
+    "collect": "collect",
     "data": "book.data",
     "explorer": "show.explorer",
     "fetch": "book.fetch",

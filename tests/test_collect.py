@@ -16,7 +16,7 @@ import zarr.storage._local
 from PIL import Image
 
 import bilrp
-from bilrp.collect.build import build
+from bilrp.collect.building import build
 from bilrp.collect.compress import Basis, common_basis, pack
 from bilrp.collect.inputs import BadInput, Photos, Tensors, read_photo
 from bilrp.collect.search import FaissIndex, nearest, recall, similarities
