@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
+.PHONY: book test test-fast lab student bench zoo lite0 digits picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -38,6 +38,12 @@ bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other librar
 
 zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
+
+lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on where it was stopped)
+	@$(BIN)/python -m tests.lite0
+
+digits: $(READY)  ## train the six networks of the digit pictures anew (about ten minutes)
+	@$(BIN)/python -m bilrp.models.digit_scenes
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py

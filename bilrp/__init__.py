@@ -7,7 +7,18 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 from types import ModuleType
 
 from bilrp import _names
+from bilrp.compare.altered import Warped, randomized, recalibrated, warped
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
+from bilrp.compare.controls import (
+    ControlledShare,
+    Displaced,
+    Interval,
+    bootstrap,
+    controlled_share,
+    locality_null,
+    marginal_null,
+    opposite_displacement,
+)
 from bilrp.compare.metrics import acs, invariance, svm_accuracy
 from bilrp.engine.api import explain, factor, features, lrp
 from bilrp.engine.defaults import default_rules
@@ -34,6 +45,7 @@ from bilrp.engine.several import Several, several
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
@@ -47,12 +59,15 @@ __all__ = [
     "AlphaBeta",
     "AttnLRP",
     "BigramNetwork",
+    "ControlledShare",
+    "Displaced",
     "Epsilon",
     "Explanation",
     "Explorer",
     "Factor",
     "Flat",
     "Gamma",
+    "Interval",
     "MaxOverTransforms",
     "Pass",
     "RelevanceMap",
@@ -61,11 +76,16 @@ __all__ = [
     "Step",
     "Trace",
     "WSquare",
+    "Warped",
     "WinnerTakeAll",
     "ZPlus",
     "acs",
+    "bootstrap",
+    "controlled_share",
     "curvature",
     "default_rules",
+    "efficientnet_lite0",
+    "efficientnet_lite0_input",
     "explain",
     "factor",
     "features",
@@ -73,8 +93,13 @@ __all__ = [
     "interact_frames",
     "invariance",
     "load",
+    "locality_null",
     "lrp",
+    "marginal_null",
     "normalize",
+    "opposite_displacement",
+    "randomized",
+    "recalibrated",
     "register",
     "registered",
     "saliency",
@@ -83,6 +108,7 @@ __all__ = [
     "vgg16",
     "vgg16_features",
     "vgg16_rules",
+    "warped",
 ]
 
 

@@ -11,16 +11,20 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
+    "altered": "compare.altered",
     "baselines": "compare.baselines",
     "bigram": "models.bigram",
     "collect": "collect",
+    "controls": "compare.controls",
     "data": "book.data",
+    "digit_scenes": "models.digit_scenes",
     "explorer": "show.explorer",
     "fetch": "book.fetch",
     "frames": "show.frames",
     "layers": "engine.modules",
     "metrics": "compare.metrics",
     "ownership": "engine.features",
+    "planted": "compare.planted",
     "plot": "show.plot",
     "registry": "book.registry",
     "rules": "engine.rules",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bilrp.engine.owners import check_finite
 from bilrp.engine.rules import ZB, Gamma, Rule
+from bilrp.models.pixels import check_pixels
 
 # torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -33,13 +34,7 @@ def normalize(x: Tensor) -> Tensor:
     ValueError
         If there are not 3 channels or the values leave [0, 1], naming what was found.
     """
-    if x.dim() not in (3, 4) or x.shape[-3] != 3:
-        raise ValueError(f"normalize needs (3, H, W) or (N, 3, H, W), got {tuple(x.shape)}")
-    if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise ValueError(
-            f"normalize needs floating-point pixels in [0, 1], got {x.dtype} from {x.min()} to "
-            f"{x.max()}; divide bytes by 255"
-        )
+    check_pixels(x, "normalize")
     return (x - MEAN.to(x)) / STD.to(x)
 
 
