@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ import bilrp
 from bilrp import collect
 from bilrp.collect import cli
 from tests import nets
-from tests.conftest import ROOT
 
 RULES = bilrp.Gamma(0.1)
 
@@ -98,7 +95,7 @@ def test_themes_find_what_pairs_have_in_common_wherever_it_is(spots):
     for theme in found:
         assert len({i % 3 for pair in theme.pairs for i in pair}) == 1
         assert theme.tightness > 0.9
-        assert theme.patches < 0.5
+        assert theme.patches <= 0.5
     again = collect.find_themes(spots, pairs, count=3)
     assert [t.pairs for t in again] == [t.pairs for t in found]
     assert all(i % 3 == j % 3 for i, j in collect.neighbours(spots, k=2))
@@ -235,10 +232,12 @@ def test_explain_index_search_themes(small, tmp_path, capsys):
     assert "8 photos are in" in said
     assert "left out: broken.jpg is not a picture" in said
     assert cli.main(["search", str(a), "--store", str(store), "-k", "3", "-o", str(page)]) == 0
-    assert re.search(r"1  1\s+<photo> 0\.jpg", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "<photo> 0.jpg is this very photo and is left out" in said
+    assert re.search(r"(?m)^1  0\.\d+  <photo> [1-7]\.jpg$", said)
     html = offline(page)
     assert len(re.findall(r"<h2>Hit \d", html)) == 3
-    assert "Why &lt;photo&gt; 0.jpg and not" in html
+    assert "Why &lt;photo&gt; " in html
     assert cli.main(["themes", "--store", str(store), "--count", "2", "-o", str(page)]) == 0
     assert offline(page).count("<h2>Theme") == 2
 
@@ -281,10 +280,12 @@ def test_a_store_of_another_version_or_model_is_refused(small, tmp_path, capsys)
     assert "store of format 2" in capsys.readouterr().err
 
 
-def test_help_and_usage():
-    run = [sys.executable, "-m", "bilrp.collect.cli"]
-    done = subprocess.run([*run, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("explain", "index", "search", "themes"))
+def test_help_and_usage(capsys):
+    with pytest.raises(SystemExit) as asked:
+        cli.main(["--help"])
+    assert asked.value.code == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("explain", "index", "search", "themes"))
     with pytest.raises(SystemExit) as wrong:
         cli.main(["search"])
     assert wrong.value.code == 2

@@ -61,11 +61,8 @@ def network(name: str) -> Network:
         make = partial(bilrp.vgg16, number)
         return Network(name, make, bilrp.vgg16_rules, bilrp.normalize, 128, 8, bilrp.VGG16_NAMES)
     if kind == "efficientnet_lite0" and (not rest or (number and number <= 16)):
-        if not hasattr(bilrp, "efficientnet_lite0"):
-            raise Wrong("this version has no EfficientNet-Lite0: use vgg16:31")
         make = partial(bilrp.efficientnet_lite0, number)
-        prepare = bilrp.models.efficientnet.efficientnet_lite0_input
-        return Network(name, make, lambda: None, prepare, 224, 16, {})
+        return Network(name, make, lambda: None, bilrp.efficientnet_lite0_input, 224, 16, {})
     raise Wrong(
         f"there is no network {name!r}: vgg16:LAYER with LAYER from 1 to 31, such as vgg16:31, or "
         "efficientnet_lite0, or efficientnet_lite0:BLOCK with BLOCK from 1 to 16"
@@ -227,8 +224,14 @@ def search(options: Any) -> None:
     store, chosen, photos = _opened(options.store)
     x = _photo(options.photo, photos.size)
     _writable(options.output)
-    k = min(options.k, len(store) - len(store.bad))
-    hits = nearest(store, store.query(chosen.prepare(x)), k, options.similarity)
+    here = Photos(options.photo.resolve().parent, (options.photo.name,))
+    copies = set(store.copies(here.digest(0)))
+    for i in copies:
+        print(f"{store.names[i]} is this very photo and is left out")
+    k = min(options.k, len(store) - len(copies | set(store.bad)))
+    if k < 1:
+        raise Wrong(f"{options.store} holds no other photo than this one: index more")
+    hits = nearest(store, store.query(chosen.prepare(x)), k, options.similarity, without=copies)
     query = bilrp.factor(store.model, chosen.prepare(x), store.rules, patch=store.about.patch)
     rows, parts, factors = [], [], []
     for n, (i, score) in enumerate(

@@ -28,7 +28,10 @@ img { max-width: 100%; height: auto; background: white; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem .2rem 0; text-align: left;
   vertical-align: top; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } section { margin-top: 2.5rem; }
-summary { cursor: pointer; } footer { margin-top: 3rem; font-size: .9em; }
+figure { margin: 1rem 0; }
+.scroll > img { min-width: 34rem; }
+summary { cursor: pointer; }
+footer { margin-top: 3rem; font-size: .9em; }
 """
 
 
@@ -111,7 +114,7 @@ def contrasted(c: Contrast, pictures: Sequence[Tensor], names: Sequence[str]) ->
         f"{c.difference:.4g}. Of this, patches of the query carry {pixels:.4g} and biases "
         f"{c.difference - pixels:.4g}. On the query, red patches speak for {escape(names[1])}, "
         f"blue ones for {escape(names[2])}; the other two show what they are joined with.</p>"
-        + picture(figure, alt)
+        + f'<div class="scroll">{picture(figure, alt)}</div>'
     )
 
 

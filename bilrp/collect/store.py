@@ -385,6 +385,16 @@ class Store:
         """All features at once, (N, D) float32; for collections that fit into memory."""
         return torch.cat([block for _, block in self.blocks()])
 
+    def copies(self, digest: str) -> list[int]:
+        """Inputs whose content has this sha256."""
+        records = [(k, r) for k, r in enumerate(self._records) if r is not None]
+        return [
+            self.about.rows(k)[0] + at
+            for k, record in records
+            for at, (_, known) in enumerate(record.inputs)
+            if known == digest
+        ]
+
     @torch.no_grad()
     def query(self, x: Tensor) -> Tensor:
         """Features (D,) of an input that need not be in the store, as the network takes it."""

@@ -154,8 +154,9 @@ def tinted(x: Tensor, share: Tensor, ax: Axes, most: float | None = None) -> Non
     most : float, optional
         The number that gets the full colour. Default: the largest.
     """
-    image, share = _pixels(x), share.cpu()
-    most = most or float(share.abs().max()) or 1.0
+    image, share = _pixels(x), share.detach().cpu().numpy()
+    size = np.abs(share)
+    most = most or float(size.max()) or 1.0
     height, width = image.shape[:2]
     ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
     ax.imshow(
@@ -163,7 +164,7 @@ def tinted(x: Tensor, share: Tensor, ax: Axes, most: float | None = None) -> Non
         cmap=DIVERGING,
         vmin=-most,
         vmax=most,
-        alpha=share.abs().div(most).pow(0.7).numpy() * 0.85,
+        alpha=np.clip(size / most, 0, 1) ** 0.7 * 0.85,
         extent=(0, width, height, 0),
     )
     ax.set_axis_off()
