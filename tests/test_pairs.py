@@ -124,3 +124,13 @@ def test_imports_between_rooms_run_one_way(room: str) -> None:
                 if parts[0] == "bilrp" and parts[1:2] not in ([room], ["engine"], *SHARED):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_collections_stand_on_top() -> None:
+    """Nothing but a line of `_names` knows of them, and none of them the book, but in functions."""
+    below = [p for p in ROOT.glob("bilrp/**/*.py") if p.parent.name != "collect"]
+    assert not [
+        p for p in below if re.search(r"(from|import) bilrp\.collect", p.read_text("utf-8"))
+    ]
+    above = "\n".join(p.read_text("utf-8") for p in ROOT.glob("bilrp/collect/*.py"))
+    assert not re.search(r"(?m)^(from|import) bilrp\.book", above)
