@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
+.PHONY: book test test-fast lab student gallery bench zoo picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -32,6 +32,9 @@ lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its te
 
 student: $(READY)  ## make notebooks without solutions, and a zip of them to hand out
 	@$(BIN)/python tools/student.py
+
+gallery: $(DATA)  ## compute the data of the gallery (part of `make book`; some minutes)
+	@$(BIN)/python tools/gallery.py
 
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md

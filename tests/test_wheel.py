@@ -153,6 +153,7 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
             "bilrp/py.typed": "bilrp/py.typed",
             "bilrp/show/explorer.js": "bilrp/show/explorer.js",
             "bilrp/show/frames.js": "bilrp/show/frames.js",
+            "bilrp/show/gallery/ask.js": "bilrp/show/gallery/ask.js",
             "bilrp/book/registry.toml": "data/registry.toml",
             "bilrp/models/bigram.pt": "data/bigram.pt",
         }.items():
