@@ -49,6 +49,9 @@ edit: $(DATA)  ## open the sources of the chapters in JupyterLab; saving a noteb
 student: $(READY)  ## make notebooks without solutions, and a zip of them to hand out
 	@$(BIN)/python tools/student.py
 
+gallery: $(DATA)  ## compute the data of the gallery (part of `make book`; some minutes)
+	@$(BIN)/python tools/gallery.py
+
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
 
