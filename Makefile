@@ -12,17 +12,28 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo toy picture notebooks format clean help chromium
+.PHONY: book plan doctor test test-fast lab student bench bench-networks zoo toy picture notebooks \
+	format clean help chromium
 
-book: $(DATA)  ## build the book into _build/html and print its address
-	@$(BIN)/python tools/build_book.py
+book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
+	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
 
-test: $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
-	@$(BIN)/python -m pytest tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+# What will be installed and downloaded, said before it is.
+plan: | $(BIN)/python
+	@$(BIN)/python tools/doctor.py --plan
+
+doctor:  ## say what is missing on this machine, and what cures it
+	@$(or $(PYTHON),python3) tools/doctor.py
+
+# As many processes as there are cores; the cells of a notebook, and all tests of a file, go to one.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
+test: plan $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
+	@$(PYTEST) tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 		--durations=15 --durations-min=1
 
 test-fast: $(READY)  ## the tests that need no data, no notebooks and no browser (under a minute)
-	@$(BIN)/python -m pytest tests -m "not weights and not book and not browser" \
+	@$(PYTEST) tests -m "not slow and not weights and not book and not browser" \
 		--durations=10 --durations-min=1
 
 lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its text too
@@ -35,6 +46,9 @@ student: $(READY)  ## make notebooks without solutions, and a zip of them to han
 
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
+
+bench-networks: $(BENCH_READY)  ## measure ResNet-50 and ViT-B/16 at full size
+	@$(BIN)/python -m tests.benchmark_networks --output assets/benchmark_networks.md
 
 zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
@@ -56,7 +70,7 @@ clean:  ## remove what was built (the environment and the data stay)
 	find bilrp chapters tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # The environment: made once, brought up to date when the pins change.
 $(BIN)/python:

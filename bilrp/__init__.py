@@ -7,7 +7,18 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 from types import ModuleType
 
 from bilrp import _names
+from bilrp.compare.altered import Warped, randomized, warped
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
+from bilrp.compare.controls import (
+    ControlledShare,
+    Displaced,
+    Interval,
+    bootstrap,
+    controlled_share,
+    locality_null,
+    marginal_null,
+    opposite_displacement,
+)
 from bilrp.compare.metrics import acs, invariance, svm_accuracy
 from bilrp.engine.api import explain, factor, features, lrp
 from bilrp.engine.defaults import default_rules
@@ -30,12 +41,17 @@ from bilrp.engine.rules import (
     WSquare,
     ZPlus,
 )
+from bilrp.engine.several import Several, several
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
+from bilrp.models.numerals import numeral_encoders
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
+from bilrp.models.words import SentenceEncoder, WordVectors, sentence_encoder
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
+from bilrp.show.text import TextExplorer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,24 +62,36 @@ __all__ = [
     "AlphaBeta",
     "AttnLRP",
     "BigramNetwork",
+    "ControlledShare",
+    "Displaced",
     "Epsilon",
     "Explanation",
     "Explorer",
     "Factor",
     "Flat",
     "Gamma",
+    "Interval",
     "MaxOverTransforms",
     "Pass",
     "RelevanceMap",
     "Rule",
+    "SentenceEncoder",
+    "Several",
     "Step",
+    "TextExplorer",
     "Trace",
     "WSquare",
+    "Warped",
     "WinnerTakeAll",
+    "WordVectors",
     "ZPlus",
     "acs",
+    "bootstrap",
+    "controlled_share",
     "curvature",
     "default_rules",
+    "efficientnet_lite0",
+    "efficientnet_lite0_input",
     "explain",
     "factor",
     "features",
@@ -71,15 +99,23 @@ __all__ = [
     "interact_frames",
     "invariance",
     "load",
+    "locality_null",
     "lrp",
+    "marginal_null",
     "normalize",
+    "numeral_encoders",
+    "opposite_displacement",
+    "randomized",
     "register",
     "registered",
     "saliency",
+    "sentence_encoder",
+    "several",
     "svm_accuracy",
     "vgg16",
     "vgg16_features",
     "vgg16_rules",
+    "warped",
 ]
 
 

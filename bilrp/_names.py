@@ -11,13 +11,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
+    "altered": "compare.altered",
     "baselines": "compare.baselines",
     "bigram": "models.bigram",
+    "controls": "compare.controls",
     "data": "book.data",
     "explorer": "show.explorer",
     "fetch": "book.fetch",
     "frames": "show.frames",
     "layers": "engine.modules",
+    "measured": "book.measured",
     "metrics": "compare.metrics",
     "ownership": "engine.features",
     "plot": "show.plot",

@@ -180,20 +180,32 @@ def build(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def page_text(root: Path, selector: str = "article") -> str:
+    text = (root / "_build/html/chapters/index.html").read_text("utf-8")
+    return BeautifulSoup(text, "html.parser").select_one(selector).get_text()
+
+
 def shown(root: Path) -> str:
-    page = BeautifulSoup(
-        (root / "_build/html/chapters/index.html").read_text("utf-8"), "html.parser"
-    )
-    return page.select_one(".cell_output").get_text()
+    return page_text(root, ".cell_output")
 
 
 def test_a_change_in_a_module_runs_the_cells_again(small: Path) -> None:
     first = build(small)
     assert first.returncode == 0, first.stdout[-3000:]
     assert "first value" in shown(small)
+    # a line for the page and a few around it; the log is in the file
+    assert re.search(r"Running 1 page with code.*\n +1/1 +index +\d+ s", first.stdout)
+    assert len(first.stdout.splitlines()) < 10
+    assert "build succeeded." in (small / "_build/book.log").read_text("utf-8")
     again = build(small)
     assert again.returncode == 0
     assert "up to date" in again.stdout
+    write_page(small, "Some other text.")
+    edited = build(small)
+    assert edited.returncode == 0
+    assert "Running" not in edited.stdout
+    assert "Some other text." in (small / "_build/html/chapters/index.html").read_text("utf-8")
+    assert re.search(r"took \d+ s of processor time", page_text(small))
     (small / "bilrp/value.py").write_text("VALUE = 'second value'\n")
     assert build(small).returncode == 0
     assert "second value" in shown(small)

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import notebooks
 import pytest
+import student
 
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-import notebooks
-import student
 
 CHAPTERS = [p for p in notebooks.sources(ROOT / "chapters") if p.name[:2].isdigit()]
 LABEL = re.compile(r"^:label: (\S+)$", re.MULTILINE)

@@ -1,7 +1,7 @@
 """A small Sphinx extension: what the book's pages need beyond jupyter-book.
 
 - The download menu of a chapter offers its notebook.
-- Below a chapter stands how long its cells ran.
+- Below a chapter stands how long its cells ran (processor time, which other work does not change).
 - Saved widget state is left out: it is kilobytes that no page of this book uses, since each widget
   brings its own HTML.
 - The bibliography gets no ARIA roles that contradict its elements.
@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ def add_to_page(app: Sphinx, page: str, _template: str, context: dict[str, Any],
     ran = getattr(app.env, "nb_metadata", {}).get(page, {}).get("exec_data")
     if ran and ran.get("runtime"):
         context["body"] += (
-            f'<p class="ran">The cells of this page ran in {ran["runtime"]:.0f} s when the book '
-            f"was built, on {os.cpu_count()} CPU cores.</p>"
+            f'<p class="ran">The cells of this page took {ran["runtime"]:.0f} s of processor time '
+            "when the book was built, on one core.</p>"
         )
 
 

@@ -29,6 +29,7 @@ PARTS = [
     "bilrp/**/*.py",
     "bilrp/**/*.js",
     "bilrp/py.typed",
+    "assets/*.csv",
     "data/*",
     "assets/*.json",
     "assets/*.svg",

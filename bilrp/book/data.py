@@ -8,7 +8,6 @@ import argparse
 import gzip
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from bilrp._names import needs
+from bilrp._pictures import read as _read
+from bilrp._pictures import resize as _resize
+from bilrp._pictures import square as _square
 from bilrp.book.fetch import available, fetch
 from bilrp.book.registry import (
     DataError,
@@ -24,7 +26,7 @@ from bilrp.book.registry import (
     WrongHash,
     registry,
 )
-from bilrp.book.weights import vgg16_state
+from bilrp.book.weights import efficientnet_lite0_state, vgg16_state
 
 __all__ = [
     "DataError",
@@ -35,6 +37,7 @@ __all__ = [
     "available",
     "cats",
     "clips",
+    "efficientnet_lite0_state",
     "faces",
     "fetch",
     "imagenet_photos",
@@ -59,29 +62,6 @@ def label(name: str) -> str:
 
 
 # --- pictures --------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> torch.Tensor:
-    """Read a picture as (1, 3, H, W) float32 in [0, 1]; grey pictures get three equal channels."""
-    with needs("book"):  # here: weights are fetched where no picture can be read
-        from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
-
-
-def _square(x: torch.Tensor) -> torch.Tensor:
-    """Centre square of (..., H, W)."""
-    height, width = x.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return x[..., top : top + side, left : left + side]
-
-
-def _resize(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, C, H, W) to (N, C, size, size), antialiased; bilinear, so that no value leaves [0, 1]."""
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def photo(name: str, size: int = 128) -> torch.Tensor:

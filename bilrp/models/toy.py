@@ -149,7 +149,7 @@ def as_model(layers: Layers) -> nn.Sequential:
     """The same network as a module in float64, frozen, for `bilrp.explain(..., groups=10)`."""
     parts: list[nn.Module] = []
     for w, b in layers:
-        linear = nn.Linear(*w.shape, dtype=torch.float64)
+        linear = nn.Linear(w.shape[0], w.shape[1], dtype=torch.float64)
         linear.load_state_dict({"weight": w.T, "bias": b})
         parts += [linear, nn.ReLU()]
     return nn.Sequential(*parts).requires_grad_(False)
