@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import plain
 import pytest
 import yaml
 from jupytext.compare import compare_notebooks
@@ -90,6 +91,13 @@ def test_contents_list_every_page_once_and_nothing_else() -> None:
     listed = toc_pages()
     assert len(listed) == len(set(listed))
     assert set(listed) == {f"chapters/{page.stem}" for page in PAGES}
+
+
+def test_chapters_have_the_numbers_of_their_files() -> None:
+    numbers = {page.split("/")[1]: number for page, number in plain.pages(ROOT)}
+    for name, number in numbers.items():
+        file = re.match(r"(\d\d)_", name)
+        assert number == (f"{int(file[1])}." if file else ""), f"{name}: see numbered in _toc.yml"
 
 
 @pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)
