@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy picture notebooks \
-	format clean help chromium
+.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy lite0 digits \
+	numerals leaderboard gallery picture notebooks format clean help chromium
 
 book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
 	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
@@ -49,6 +49,9 @@ edit: $(DATA)  ## open the sources of the chapters in JupyterLab; saving a noteb
 student: $(READY)  ## make notebooks without solutions, and a zip of them to hand out
 	@$(BIN)/python tools/student.py
 
+gallery: $(DATA)  ## compute the data of the gallery (part of `make book`; some minutes)
+	@$(BIN)/python tools/gallery.py
+
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
 
@@ -60,6 +63,12 @@ zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on 
 
 toy: $(READY)  ## train thirty networks on the toy digits and write the table of chapter 05
 	@PYTHONPATH=. $(BIN)/python -m tests.toy_sweep
+
+lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on where it was stopped)
+	@$(BIN)/python -m tests.lite0
+
+digits: $(READY)  ## train the six networks of the digit pictures anew (about ten minutes)
+	@$(BIN)/python -m bilrp.models.digit_scenes
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py

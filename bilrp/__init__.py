@@ -7,7 +7,7 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 from types import ModuleType
 
 from bilrp import _names
-from bilrp.compare.altered import Warped, randomized, warped
+from bilrp.compare.altered import Warped, randomized, recalibrated, warped
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
 from bilrp.compare.controls import (
     ControlledShare,
@@ -106,6 +106,7 @@ __all__ = [
     "numeral_encoders",
     "opposite_displacement",
     "randomized",
+    "recalibrated",
     "register",
     "registered",
     "saliency",

@@ -93,11 +93,12 @@ def test_contents_list_every_page_once_and_nothing_else() -> None:
     assert set(listed) == {f"chapters/{page.stem}" for page in PAGES}
 
 
-def test_chapters_have_the_numbers_of_their_files() -> None:
+def test_chapters_are_numbered_in_the_order_of_their_files() -> None:
     numbers = {page.split("/")[1]: number for page, number in plain.pages(ROOT)}
-    for name, number in numbers.items():
-        file = re.match(r"(\d\d)_", name)
-        assert number == (f"{int(file[1])}." if file else ""), f"{name}: see numbered in _toc.yml"
+    files = sorted(name for name in numbers if re.match(r"\d\d_", name))
+    expected = {name: f"{place}." for place, name in enumerate(files, 1)}
+    found = {name: number for name, number in numbers.items() if number}
+    assert found == expected, "see numbered in _toc.yml"
 
 
 @pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)
@@ -132,3 +133,13 @@ def test_imports_between_rooms_run_one_way(room: str) -> None:
                 if parts[0] == "bilrp" and parts[1:2] not in ([room], ["engine"], *SHARED):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_collections_stand_on_top() -> None:
+    """Nothing but a line of `_names` knows of them, and none of them the book, but in functions."""
+    below = [p for p in ROOT.glob("bilrp/**/*.py") if p.parent.name != "collect"]
+    assert not [
+        p for p in below if re.search(r"(from|import) bilrp\.collect", p.read_text("utf-8"))
+    ]
+    above = "\n".join(p.read_text("utf-8") for p in ROOT.glob("bilrp/collect/*.py"))
+    assert not re.search(r"(?m)^(from|import) bilrp\.book", above)

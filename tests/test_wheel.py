@@ -159,6 +159,8 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
             "bilrp/show/explorer.js": "bilrp/show/explorer.js",
             "bilrp/show/explorer_text.js": "bilrp/show/explorer_text.js",
             "bilrp/show/frames.js": "bilrp/show/frames.js",
+            "bilrp/show/roots.js": "bilrp/show/roots.js",
+            "bilrp/show/gallery/ask.js": "bilrp/show/gallery/ask.js",
             "bilrp/book/registry.toml": "data/registry.toml",
             "bilrp/models/bigram.pt": "data/bigram.pt",
         }.items():

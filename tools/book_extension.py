@@ -5,18 +5,29 @@
 - Saved widget state is left out: it is kilobytes that no page of this book uses, since each widget
   brings its own HTML.
 - The bibliography gets no ARIA roles that contradict its elements.
+- Two directives, `gallery` and `gallery-errors`, put the gallery on its page and the errors
+  measured for it. Its data are computed where they are not there yet (tools/gallery.py) and copied
+  beside the pages.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 # Roles that docutils gives to a bibliography, and that screen readers are told not to expect there.
 ROLES = (' role="list"', ' role="doc-biblioentry"')
+TOOLS = Path(__file__).parent
+GALLERY_PAGE, GALLERY_DATA = "chapters/gallery", TOOLS.parent / "_build" / "gallery"
 STATE = "application/vnd.jupyter.widget-state+json"
 
 
@@ -56,10 +67,73 @@ def add_notebooks(app: Sphinx, error: Exception | None) -> None:
             shutil.copyfile(notebook, target)
 
 
+GALLERY = """\
+<link rel="stylesheet" href="../_static/gallery/gallery.css?{version}">
+<div class="bilrp-gallery" data-gallery="{names}" data-version="{version}">
+<p class="trouble">Here two pictures would answer when you point at them. That needs JavaScript,
+which is switched off, and the files in <code>_static/gallery</code>. The same can be asked without
+it in the notebooks of the book.</p></div>
+<script src="../_static/gallery/gallery.js?{version}" defer></script>
+"""
+
+
+@cache
+def gallery() -> dict[str, Any]:
+    """Compute the gallery where that has not been done; its version, names and measured errors."""
+    subprocess.run([sys.executable, str(TOOLS / "gallery.py")], check=True)
+    return json.loads((GALLERY_DATA / "about.json").read_text(encoding="utf-8"))
+
+
+class Gallery(SphinxDirective):
+    """The gallery: a sentence for readers without scripts, and what the scripts fill."""
+
+    def run(self) -> list[nodes.Node]:
+        about = gallery()
+        html = GALLERY.format(version=about["version"], names=" ".join(about["collections"]))
+        return [nodes.raw("", html, format="html")]
+
+
+class GalleryErrors(SphinxDirective):
+    """How far the gallery's scores are from the engine's, as measured when it was computed."""
+
+    def run(self) -> list[nodes.Node]:
+        head = ["What", "Layer", "Gamma", "Directions", "Pairs", "Median", "At most"]
+        rows = [
+            [r["of"], r["layer"], r["gamma"], r["directions"], r["pairs"]]
+            + [f"{100 * r[of]:.2g} %" for of in ("median", "most")]
+            for r in gallery()["errors"]
+        ]
+        cells = [[f"<td>{cell}</td>" for cell in row] for row in rows]
+        html = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+        title = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+        html = (
+            '<div class="pst-scrollable-table-container"><table class="table">'
+            f"<thead><tr>{title}</tr></thead><tbody>{html}</tbody></table></div>"
+        )
+        return [nodes.raw("", html, format="html")]
+
+
+def outdated_gallery(app: Sphinx, env: Any, _added: Any, _changed: Any, _removed: Any) -> list[str]:
+    """The page is read each time: it names the version of its data."""
+    return [name for name in (GALLERY_PAGE,) if name in env.found_docs]
+
+
+def add_gallery(app: Sphinx, error: Exception | None) -> None:
+    """Put the gallery's files where its page looks for them."""
+    if error or app.builder.format != "html" or GALLERY_PAGE not in app.env.found_docs:
+        return
+    gallery()
+    shutil.copytree(GALLERY_DATA, Path(app.outdir) / "_static" / "gallery", dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     # before the theme, which fills its menus from the context
     app.connect("html-page-context", add_to_page, priority=100)
     # after myst-nb, which adds the state
     app.connect("html-page-context", leave_out_state, priority=900)
     app.connect("build-finished", add_notebooks)
+    app.add_directive("gallery", Gallery)
+    app.add_directive("gallery-errors", GalleryErrors)
+    app.connect("env-get-outdated", outdated_gallery)
+    app.connect("build-finished", add_gallery)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -40,6 +40,7 @@ __all__ = [
     "efficientnet_lite0_state",
     "faces",
     "fetch",
+    "film_scenes",
     "imagenet_photos",
     "label",
     "mnist",
@@ -243,6 +244,62 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
                     frames.append(_resize(_square(pixels), size))
                     clip.append(number)
     return torch.cat(frames), torch.tensor(clip)
+
+
+# Film, first and last frame of the seven scenes, counted in every third frame; cuts found by eye.
+_SCENES = {
+    "roof": (0, 0, 10),
+    "man": (0, 10, 26),
+    "taxi": (0, 26, 46),
+    "street": (0, 46, 63),
+    "bicycle": (0, 63, 81),
+    "carphone": (1, 0, 40),
+    "rabbit": (2, 0, 44),
+}
+
+
+class FilmScenes(NamedTuple):
+    """Frames of the seven scenes, which scene each is from, its number in it, and their names."""
+
+    frames: torch.Tensor
+    scene: torch.Tensor
+    frame: torch.Tensor
+    names: list[str]
+
+
+def film_scenes(size: int = 128) -> FilmScenes:
+    """The clips without their cuts: seven scenes, of each the last sixteen of every third frame.
+
+    Returns
+    -------
+    FilmScenes
+        frames (105, 3, size, size) float32 in [0, 1]; scene and frame (105,) int64; names.
+
+    Raises
+    ------
+    ImportError
+        As `clips`.
+    """
+    frames, film = clips(every=3, size=size)
+    time = torch.cat([torch.arange(n) for n in film.bincount().tolist()])
+    kept = [
+        ((film == which) & (time >= start) & (time < stop)).nonzero()[-16:, 0]
+        for which, start, stop in _SCENES.values()
+    ]
+    scene = torch.cat([torch.full((len(k),), i) for i, k in enumerate(kept)])
+    number = torch.cat([torch.arange(len(k)) for k in kept])
+    return FilmScenes(frames[torch.cat(kept)], scene, number, list(_SCENES))
+
+
+# Boxes around the faces of the five cats, drawn by eye on photos of 128 x 128 pixels: top, bottom,
+# left, right. The four of `cats`, then photos/chelsea.png.
+CAT_FACES = (
+    (32, 112, 32, 120),
+    (16, 88, 24, 96),
+    (8, 80, 56, 128),
+    (0, 32, 64, 104),
+    (8, 120, 8, 120),
+)
 
 
 # --- python -m bilrp.book.data --------------------------------------------------------------------

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import socket
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -198,15 +198,15 @@ def record_path(path: Path, k: int) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, and on the disk before it has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -384,6 +384,16 @@ class Store:
     def features(self) -> Tensor:
         """All features at once, (N, D) float32; for collections that fit into memory."""
         return torch.cat([block for _, block in self.blocks()])
+
+    def copies(self, digest: str) -> list[int]:
+        """Inputs whose content has this sha256."""
+        records = [(k, r) for k, r in enumerate(self._records) if r is not None]
+        return [
+            self.about.rows(k)[0] + at
+            for k, record in records
+            for at, (_, known) in enumerate(record.inputs)
+            if known == digest
+        ]
 
     @torch.no_grad()
     def query(self, x: Tensor) -> Tensor:

@@ -88,7 +88,11 @@ class Explanation:
         from bilrp.show.plot import arcs, table
 
         if self._shows_tokens(x, x2, tokens):
-            return table(self, *tokens, **options)
+            assert tokens is not None
+            first, second = tokens
+            return table(self, first, second, **options)
+        assert x is not None
+        assert x2 is not None
         return arcs(self, x, x2, **options)
 
     def explore(
@@ -113,9 +117,13 @@ class Explanation:
         from bilrp.show.explorer import Explorer
         from bilrp.show.text import TextExplorer
 
-        named = {} if names is None else {"names": names}
+        named: dict[str, Any] = {} if names is None else {"names": names}
         if self._shows_tokens(x, x2, tokens):
-            return TextExplorer(self, *tokens, similarity, alt=alt, **named)
+            assert tokens is not None
+            first, second = tokens
+            return TextExplorer(self, first, second, similarity, alt=alt, **named)
+        assert x is not None
+        assert x2 is not None
         return Explorer(self, x, x2, similarity, alt=alt, **named)
 
     def _shows_tokens(self, x: Any, x2: Any, tokens: Any) -> bool:

@@ -66,7 +66,7 @@ def _spelled(number: int) -> list[tuple[str, int, int]]:
         raise ValueError(f"give a whole number from 1 to {LARGEST}, got {number!r}")
     found = []
     for place in reversed(range(PLACES)):
-        one, five, ten = (LETTERS + "??")[2 * place : 2 * place + 3]
+        one, five, ten = list((LETTERS + "??")[2 * place : 2 * place + 3])
         digit = number // 10**place % 10
         text = ["", one, one * 2, one * 3, one + five, five, five + one, five + one * 2,
                 five + one * 3, one + ten][digit]  # fmt: skip

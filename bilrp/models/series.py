@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 ELECTRODES = ("Fp1", "Fp2", "C3", "C4", "P3", "P4", "O1", "O2")
 # seen from above, in radii of the head
-_PLACES = ((-0.3, 1), (0.3, 1), (-0.6, 0), (0.6, 0), (-0.5, -0.5), (0.5, -0.5), (-0.3, -1))
-_PLACES += ((0.3, -1),)
+_PLACES = (
+    (-0.3, 1), (0.3, 1), (-0.6, 0), (0.6, 0), (-0.5, -0.5), (0.5, -0.5), (-0.3, -1), (0.3, -1),
+)  # fmt: skip
 RATE, LENGTH = 64, 256  # samples a second, samples: four seconds
 RHYTHMS = {"theta": 6.0, "alpha": 10.0, "beta": 20.0}  # in Hz
 MOST, DURATION = 3, 40  # bursts of a recording, samples of a burst

@@ -167,7 +167,8 @@ class SentenceEncoder(nn.Module):
             For an empty text, or one longer than the encoder takes.
         """
         made = self.tokenizer(_checked(text), return_offsets_mapping=True)
-        ids, longest = made["input_ids"], self.transformer.config.max_position_embeddings
+        config: Any = self.transformer.config
+        ids, longest = made["input_ids"], config.max_position_embeddings
         if len(ids) > longest:
             raise ValueError(f"the text has {len(ids)} tokens; this encoder takes {longest}")
         pieces = self.tokenizer.convert_ids_to_tokens(ids)

@@ -71,9 +71,9 @@ class Explorer:
     def __init__(
         self,
         explanation: Explanation,
-        x: Tensor,
-        x2: Tensor,
-        similarity: Callable[[Tensor, Tensor], float] | None = None,
+        x: Any,  # of the subclass for text: its tokens
+        x2: Any,
+        similarity: Callable[[Any, Any], float] | None = None,
         names: tuple[str, str] = ("First picture", "Second picture"),
         alt: str | None = None,
     ) -> None:

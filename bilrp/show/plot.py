@@ -144,20 +144,31 @@ def share_of_image(explanation: Explanation, side: int = 0) -> Tensor:
 def heat(explanation: Explanation, x: Tensor, x2: Tensor, axes: Sequence[Axes]) -> None:
     """Both images, each patch tinted by the relevance that it takes part in."""
     for side, (ax, v) in enumerate(zip(axes, (x, x2), strict=True)):
-        image = _pixels(v)
-        share = share_of_image(explanation, side).cpu()
-        most = float(share.abs().max()) or 1.0
-        height, width = image.shape[:2]
-        ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
-        ax.imshow(
-            share,
-            cmap=DIVERGING,
-            vmin=-most,
-            vmax=most,
-            alpha=share.abs().div(most).pow(0.7).numpy() * 0.85,
-            extent=(0, width, height, 0),
-        )
-        ax.set_axis_off()
+        tinted(v, share_of_image(explanation, side), ax)
+
+
+def tinted(x: Tensor, share: Tensor, ax: Axes, most: float | None = None) -> None:
+    """An image (3, H, W) in grey, each patch tinted by its number in `share` (H/p, W/p).
+
+    Parameters
+    ----------
+    most : float, optional
+        The number that gets the full colour. Default: the largest.
+    """
+    image, share = _pixels(x), share.detach().cpu().numpy()
+    size = np.abs(share)
+    most = most or float(size.max()) or 1.0
+    height, width = image.shape[:2]
+    ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
+    ax.imshow(
+        share,
+        cmap=DIVERGING,
+        vmin=-most,
+        vmax=most,
+        alpha=np.clip(size / most, 0, 1) ** 0.7 * 0.85,
+        extent=(0, width, height, 0),
+    )
+    ax.set_axis_off()
 
 
 def table(

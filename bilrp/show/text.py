@@ -72,12 +72,12 @@ class TextExplorer(Explorer):
     def _drawn(self) -> str:
         from bilrp.show.plot import table
 
-        lines = [[word["text"][:16] for word in shown(line)] for line in (self.x, self.x2)]
+        first, second = ([word["text"][:16] for word in shown(line)] for line in (self.x, self.x2))
         e = self.explanation
-        size = (min(9.0, 1.2 + 0.42 * len(lines[1])), min(9.0, 0.9 + 0.26 * len(lines[0])))
+        size = (min(9.0, 1.2 + 0.42 * len(second)), min(9.0, 0.9 + 0.26 * len(first)))
         if e.similarity == 0:
             return still(lambda ax: ax.text(0.5, 0.5, "y = 0"), size)
-        return still(lambda ax: table(e, *lines, ax=ax), size)
+        return still(lambda ax: table(e, first, second, ax=ax), size)
 
     def _shown(self) -> dict[str, Any]:
         return {"tokens": [shown(line) for line in (self.x, self.x2)]}
