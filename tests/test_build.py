@@ -11,8 +11,12 @@ import doctor
 import execute
 import nbformat
 import pytest
+import torch
 from jupyter_cache import get_cache
+from torch import nn
 
+import bilrp
+from bilrp import data
 from tests.conftest import ROOT
 
 
@@ -208,3 +212,43 @@ def test_few_pages_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     assert doctor.cores() == 2
     monkeypatch.setattr(doctor, "machine_memory", lambda: 1e9)
     assert doctor.cores() == 1
+
+
+# --- the page "If something goes wrong" quotes what is said
+
+
+def test_the_page_on_trouble_quotes_the_true_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = " ".join((ROOT / "chapters/trouble.md").read_text("utf-8").split())
+
+    def quoted(error: BaseException, start: str, end: str) -> bool:
+        said = " ".join(str(error).split())
+        return said[said.index(start) : said.index(end) + len(end)] in page
+
+    class Fourier(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.rfft2(x).abs().flatten(1)
+
+    with pytest.raises(NotImplementedError) as refused:
+        bilrp.explain(Fourier(), torch.rand(1, 4, 4), torch.rand(1, 4, 4))
+    assert quoted(refused.value, "has no relevance map", "Register a map")
+
+    monkeypatch.setenv("BILRP_CACHE", str(tmp_path))
+    name = data.names("cats")[0]
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes(b"cut short")
+    with pytest.raises(data.DataError) as damaged:
+        data.photo(name)
+    assert quoted(damaged.value, "(now removed", "another version)")
+    assert not (tmp_path / name).exists()
+
+    for code, said in {
+        "Makefile": "is older than Python 3.11, which this book needs.",
+        "tools/execute.py": "Often this means that memory ran out. One page at a time: make book",
+        "tools/build_book.py": "The book was NOT built. What was wrong:",
+        "tools/notebooks.py": "and says something else",
+        "bilrp/book/fetch.py": "is not here and could not be fetched",
+    }.items():
+        assert said in (ROOT / code).read_text("utf-8"), code
+        assert said in page, code

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import plain
 import pytest
 import yaml
 from jupytext.compare import compare_notebooks
@@ -90,6 +91,14 @@ def test_contents_list_every_page_once_and_nothing_else() -> None:
     listed = toc_pages()
     assert len(listed) == len(set(listed))
     assert set(listed) == {f"chapters/{page.stem}" for page in PAGES}
+
+
+def test_chapters_are_numbered_in_the_order_of_their_files() -> None:
+    numbers = {page.split("/")[1]: number for page, number in plain.pages(ROOT)}
+    files = sorted(name for name in numbers if re.match(r"\d\d_", name))
+    expected = {name: f"{place}." for place, name in enumerate(files, 1)}
+    found = {name: number for name, number in numbers.items() if number}
+    assert found == expected, "see numbered in _toc.yml"
 
 
 @pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)

@@ -287,7 +287,9 @@ def run_one(cells: Path, target: Path, folder: Path, timeout: int) -> None:
         client = NotebookClient(notebook, timeout=timeout, record_timing=False, resources=place)
         client.execute()
     except DeadKernelError as dead:
-        error = f"{dead} Often this means that memory ran out. One page at a time: make book JOBS=1"
+        error = (
+            f"{dead}. Often this means that memory ran out. One page at a time: make book JOBS=1"
+        )
     except (CellExecutionError, CellTimeoutError) as failed:
         error = str(failed)
     # The kernel and its own processes have ended and been waited for.
