@@ -60,14 +60,18 @@ class Network:
     truths: tuple[str, ...]
 
 
-PHOTOS = ("planted match", "two planted", "warps", "films and stereo", "removal")
+# Where features keep their places, y joins equal places of a map: what lies farther apart than
+# these see has nothing in common for the network. Planted matches want features without places.
+IN_PLACE = ("warps", "films and stereo", "removal")
+ANYWHERE = ("planted match", "two planted", *IN_PLACE)
 
 
-def _vgg(layer: int) -> Network:
+def _vgg(layer: int, pooled: bool) -> Network:
     def load() -> list[nn.Module]:
         from bilrp.models.vgg import vgg16
 
-        return [vgg16(layer)]
+        top = (nn.AdaptiveAvgPool2d(1), nn.Flatten()) if pooled else ()
+        return [nn.Sequential(*vgg16(layer), *top).eval()]
 
     def prepare(x: Tensor) -> Tensor:
         from bilrp.models.vgg import normalize
@@ -79,7 +83,8 @@ def _vgg(layer: int) -> Network:
 
         return vgg16_rules()
 
-    return Network(f"VGG-16, layer {layer}", load, prepare, rules, PHOTOS)
+    name = f"VGG-16, layer {layer}{', pooled' if pooled else ''}"
+    return Network(name, load, prepare, rules, ANYWHERE if pooled else IN_PLACE)
 
 
 def _efficientnet() -> Network:
@@ -93,7 +98,7 @@ def _efficientnet() -> Network:
 
         return efficientnet_lite0_input(x)
 
-    return Network("EfficientNet-Lite0", load, prepare, lambda: Gamma(0.02), PHOTOS)
+    return Network("EfficientNet-Lite0", load, prepare, lambda: Gamma(0.02), ANYWHERE)
 
 
 def _bigrams() -> Network:
@@ -128,7 +133,7 @@ NETWORKS = {
             for vectors in ("exp(-d/0.7)", "exp(-d/1.5)", "one-hot + 0.3")
             for biases in (False, True)
         ),
-        *(_vgg(layer) for layer in (5, 10, 17, 24, 31)),
+        *(_vgg(layer, pooled) for layer in (5, 10, 17, 24, 31) for pooled in (True, False)),
         _efficientnet(),
         _bigrams(),
     )
@@ -312,6 +317,32 @@ def collect(command: str) -> dict:
         "rows": rows,
         "not_run": missing,
     }
+
+
+def rows_of(table: dict, truth: str, network: str) -> list[dict]:
+    """Rows of the table that were computed, the best first: by score minus its null."""
+    found = [r for r in table["rows"] if (r["truth"], r["network"]) == (truth, network)]
+    return sorted((r for r in found if "score" in r), key=lambda r: -r["above"][0])
+
+
+def lines(rows: list[dict], width: int = 37) -> str:
+    """Rows as printed lines: means, in brackets their 95 % intervals over pairs."""
+
+    def cell(values: list[float] | None, length: int) -> str:
+        if values is None:
+            return " " * length
+        bounds = f" [{values[1]:.3f}, {values[2]:.3f}]" if len(values) == 3 else ""
+        return f"{values[0]:.3f}{bounds}".rjust(length)
+
+    head = f"{'method':{width}}{'n':>3}{'patch':>6}{'score':>7}{'null':>7}{'score - null':>24}"
+    found = [head + f"{'AUC':>7}{'s':>7}"]
+    for r in rows:
+        found.append(
+            f"{r['method']:{width}}{r['pairs']:3}{r['patch']:6}{cell(r['score'][:1], 7)}"
+            f"{cell(r['null'][:1], 7)}{cell(r['above'], 24)}"
+            f"{cell(r['auc'][:1] if 'auc' in r else None, 7)}{r['seconds']:7.1f}"
+        )
+    return "\n".join(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
