@@ -219,7 +219,9 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
     if cell.path.is_file():
         found = json.loads(cell.path.read_text(encoding="utf-8"))
         kept = found if found["key"] == kept["key"] else kept
-    pairs = pairs_of(cell.truth, max(count, 1))
+    if kept["refused"] or len(kept["pairs"]) >= count:
+        return kept
+    pairs = pairs_of(cell.truth, count)
     for number in range(len(kept["pairs"]), min(count, len(pairs))):
         if kept["refused"] or time.time() > until:
             break
@@ -239,6 +241,7 @@ def write(path: Path, content: object) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
@@ -286,7 +289,7 @@ def summary(cell: Cell, kept: dict) -> dict:
             values = [r[key] for r in records]
         else:
             continue
-        several = len(groups.unique()) > 1
+        several = len(groups.unique()) >= 4  # an interval of fewer would pretend
         t = torch.tensor(values, dtype=torch.float64)
         mean = float(t.mean())
         found = bootstrap(t, seed=0, groups=groups) if several else (mean, mean, mean)
@@ -300,13 +303,18 @@ def summary(cell: Cell, kept: dict) -> dict:
 
 def collect(command: str) -> dict:
     """The whole table from what is kept: rows that are computed, and cells that are not."""
-    rows, missing = [], []
+    rows: list[dict] = []
+    missing: dict[str, dict[str, list[str]]] = {}
     for cell in cells():
         kept = compute(cell, 0)
         if kept["pairs"] or kept["refused"]:
             rows.append(summary(cell, kept))
         else:
-            missing.append([cell.truth.name, cell.network.name, cell.method.name])
+            of_truth = missing.setdefault(cell.truth.name, {})
+            of_truth.setdefault(cell.network.name, []).append(cell.method.name)
+    for networks in missing.values():
+        for name, left in networks.items():
+            networks[name] = ["all"] if len(left) == len(METHODS) else left
     git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     return {
         "commit": git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
@@ -365,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no truth, network and method of these names go together")
     with tqdm(chosen, unit="cell") as progress:
         for cell in progress:
-            progress.set_description(cell.name)
+            progress.set_description(cell.name, refresh=False)
             slow = cell.method.slow and options.slow_pairs is not None
             compute(cell, options.slow_pairs if slow else options.pairs, until)
     if options.output:
