@@ -39,7 +39,7 @@ with needs("collect"):
     import dask
     import zarr
     from dask.callbacks import Callback
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
 Model = nn.Module | Callable[[], nn.Module]
 Keep = str | int | Basis | None

@@ -276,7 +276,7 @@ def themes(options: Any) -> None:
     if len(taken) < 4:
         raise Wrong(f"{len(taken)} pairs are too few to group: index more photos")
     with needs("vgg"):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
     groups = find_themes(store, tqdm(taken, desc="explaining", unit="pair"), options.count)
     said = f"{len(taken)} of {len(pairs)} pairs of a photo and its nearest neighbour"
