@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -200,9 +201,9 @@ def judge(cell: Cell, pair: Pair, number: int) -> dict:
     """Explain one pair and judge it: the record of `Truth.judge`, seconds, group, what varied."""
     several = models(cell.network)
     model = several[number % len(several)]
-    inputs = tuple(cell.network.prepare(v) for v in (pair.x, pair.x2))
+    inputs = cell.network.prepare(pair.x), cell.network.prepare(pair.x2)
     wants_rules = "rules" in inspect.signature(cell.method.function).parameters
-    context = {"rules": cell.network.rules()} if wants_rules else {}
+    context: dict[str, Any] = {"rules": cell.network.rules()} if wants_rules else {}
     start = time.process_time()
     scores = cell.method(model, *inputs, cell.patch, **context)
     seconds = time.process_time() - start
@@ -219,7 +220,7 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
     dict
         "pairs", a list of records, and "refused", why the method cannot do this, or None.
     """
-    kept = {"key": code_key(), "pairs": [], "refused": None}
+    kept: dict[str, Any] = {"key": code_key(), "pairs": [], "refused": None}
     if cell.path.is_file():
         found = json.loads(cell.path.read_text(encoding="utf-8"))
         kept = found if found["key"] == kept["key"] else kept
@@ -260,7 +261,7 @@ def code_key() -> str:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if _has_doc(node):
-                node.body[0].value.value = ""
+                node.body[0].value.value = ""  # type: ignore[attr-defined]
         total.update(ast.dump(tree).encode())
     return total.hexdigest()[:16]
 

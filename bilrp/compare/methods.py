@@ -9,10 +9,11 @@ with a ValueError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,8 +97,9 @@ def _owners(x: Tensor, patch: int) -> Groups:
     return owners_of(batch, patch, None if batch.dim() == 4 else patch)
 
 
-def _on_pairs(first: Tensor, second: Tensor, x: Tensor, x2: Tensor, patch: int) -> Tensor:
+def _on_pairs(sides: Iterable[Tensor], x: Tensor, x2: Tensor, patch: int) -> Tensor:
     """R = A A'^T of factors (patches, K), on the grids of both inputs."""
+    first, second = sides
     return (first @ second.T).view(*patch_grid(x, patch), *patch_grid(x2, patch))
 
 
@@ -166,7 +168,7 @@ def _last_map(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def _resized(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Maps (C, h, w) on the grid of patches: (patches, C)."""
     if maps.shape[1] > grid[0] or maps.shape[2] > grid[1]:
-        maps = F.adaptive_avg_pool2d(maps[None], grid)[0]
+        maps = F.adaptive_avg_pool2d(maps[None], (grid[0], grid[1]))[0]
     else:
         maps = F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0]
     return maps.flatten(1).T
@@ -213,7 +215,7 @@ def bilrp_projected(
     """
     sides = [_factors(model, v, patch, rules) for v in (x, x2)]
     w = random_projection(100, sides[0].shape[1], 0).to(sides[0])
-    return _on_pairs(*(side @ w.T for side in sides), x, x2, patch)
+    return _on_pairs((side @ w.T for side in sides), x, x2, patch)
 
 
 GAMMAS = (0.003, 0.01, 0.02, 0.05, 0.1, 0.25)
@@ -244,7 +246,7 @@ def hessian_x_product(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Te
     ------
     Eberle et al. (2022), Eq. (1) and Section 4.
     """
-    return _on_pairs(*(_directional(model, v, patch, (1.0,)) for v in (x, x2)), x, x2, patch)
+    return _on_pairs((_directional(model, v, patch, (1.0,)) for v in (x, x2)), x, x2, patch)
 
 
 @add_method("integrated Jacobians, pixels", "Moeller et al. (2023)", slow=True)
@@ -264,7 +266,7 @@ def integrated_jacobians(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps!r}")
     points = tuple((n + 0.5) / steps for n in range(steps))
-    return _on_pairs(*(_directional(model, v, patch, points) for v in (x, x2)), x, x2, patch)
+    return _on_pairs((_directional(model, v, patch, points) for v in (x, x2)), x, x2, patch)
 
 
 @add_method("integrated Jacobians, deep", "Moeller et al. (2023)")
@@ -303,7 +305,7 @@ def integrated_jacobians_deep(
         parts = _directional(above, maps, 1, points)
         grid = patch_grid(v, patch)
         sides.append(_resized(parts.T.view(-1, *maps.shape[1:]), grid))
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 def _split(model: nn.Module, layer: int | None) -> tuple[nn.Module, nn.Module]:
@@ -343,6 +345,7 @@ def _directional(model: nn.Module, x: Tensor, patch: int, points: tuple[float, .
             masks = [owners.ids == p for p in range(int(owners.ids.max()) + 1)]
             parts = torch.stack([_derivative(copied, point, batch * m.to(batch)) for m in masks])
         total = parts if total is None else total + parts
+    assert total is not None
     return total / len(points)
 
 
@@ -406,7 +409,7 @@ def activation_products(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> 
     """
     _need_images(x, x2, "activation products")
     sides = (_resized(last_map(model, v), patch_grid(v, patch)) for v in (x, x2))
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 @add_method("activation products, gradient weights", "Chen et al. (2020), Selvaraju et al. (2017)")
@@ -424,7 +427,7 @@ def weighted_products(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Te
     sides = []
     for (maps, weights), v in zip(_weighted_maps(model, x, x2), (x, x2), strict=True):
         sides.append(_resized(weights[:, None, None] * maps, patch_grid(v, patch)))
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 def _weighted_maps(
@@ -464,7 +467,7 @@ def similarity_attention(model: nn.Module, x: Tensor, x2: Tensor, patch: int) ->
     for (maps, weights), v in zip(_weighted_maps(model, x, x2, True), (x, x2), strict=True):
         heat = (weights[:, None, None] * maps).sum(0).relu()
         sides.append(_resized(heat[None], patch_grid(v, patch)))
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 @add_method("feature correspondence", "raw local features")
@@ -472,7 +475,7 @@ def feature_correspondence(model: nn.Module, x: Tensor, x2: Tensor, patch: int) 
     """Cosines of the last map's features at all pairs of places."""
     _need_images(x, x2, "feature correspondence")
     sides = (_resized(last_map(model, v), patch_grid(v, patch)) for v in (x, x2))
-    return _on_pairs(*(F.normalize(s, dim=1) for s in sides), x, x2, patch)
+    return _on_pairs((F.normalize(s, dim=1) for s in sides), x, x2, patch)
 
 
 # --- perturbation ----------------------------------------------------------------------------
@@ -492,7 +495,7 @@ def pairwise_occlusion(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> T
         phi = features_of_covered(model, v, patch, hidden)
         plain = features_of_covered(model, v, patch, torch.zeros_like(hidden[:1]))
         sides.append(plain - phi)
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 @add_method("Shapley interactions", "shapiq: KernelSHAP-IQ, Fumagalli et al. (2024)", slow=True)
@@ -536,7 +539,7 @@ def shapley_interactions(
             f"or a larger budget than {budget}"
         )
 
-    def game(coalitions) -> object:
+    def game(coalitions: np.ndarray) -> np.ndarray:
         hidden = ~torch.as_tensor(coalitions, dtype=torch.bool)
         phi = features_of_covered(model, x, patch, hidden[:, :first])
         phi2 = features_of_covered(model, x2, patch, hidden[:, first:])
@@ -584,12 +587,14 @@ def pixels(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
         image = v if v.dim() == 4 else v[None]
         cut = F.unfold(image.float(), patch, stride=patch)[0].T
         sides.append(F.normalize(cut - cut.mean(1, keepdim=True), dim=1))
-    return _on_pairs(*sides, x, x2, patch)
+    return _on_pairs(sides, x, x2, patch)
 
 
 @add_method("distance only", "a control")
 def distance_only(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
     """exp(-2 d^2) for patches that lie d patches apart: nothing but nearness."""
     grids = [patch_grid(v, patch) for v in (x, x2)]
-    places = [torch.cartesian_prod(*(torch.arange(float(n)) for n in (1, *g)[-2:])) for g in grids]
-    return torch.exp(-2 * torch.cdist(*places).square()).view(*grids[0], *grids[1])
+    first, second = (
+        torch.cartesian_prod(*(torch.arange(float(n)) for n in (1, *g)[-2:])) for g in grids
+    )
+    return torch.exp(-2 * torch.cdist(first, second).square()).view(*grids[0], *grids[1])

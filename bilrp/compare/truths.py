@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -199,6 +200,10 @@ def _removal(scores: Tensor, patch: int, model: nn.Module, inputs: tuple[Tensor,
 # --- (a) toy digits --------------------------------------------------------------------------
 
 
+def _whatever_the_patch(true: Tensor, patch: int) -> Tensor:
+    return true
+
+
 def toy_pairs(count: int) -> list[Pair]:
     """Two rows of six digits with at least one match; true pairs are equal digits."""
     from bilrp.models.toy import DIGITS, PLACES, matches
@@ -210,7 +215,7 @@ def toy_pairs(count: int) -> list[Pair]:
         true = matches(d, d2).bool()
         if bool(true.any()):
             # Networks take turns: five of them, so pairs of one network belong together.
-            found.append(Pair(d, d2, lambda patch, true=true: true, len(found) % 5))
+            found.append(Pair(d, d2, partial(_whatever_the_patch, true), len(found) % 5))
     return found
 
 
@@ -252,8 +257,9 @@ def planted_pairs(count: int, objects: int = 1, size: int = SIZE) -> list[Pair]:
         for source, pair in zip(chosen[2:], places, strict=True):
             for image, place in zip(images, pair, strict=True):
                 _paste(image, photos[source], side, contrast, place)
-        about = {"side": side, "contrast": contrast}
-        found.append(Pair(*images, _discs(places, side, size), k, about))
+        about: dict[str, object] = {"side": side, "contrast": contrast}
+        first, second = images
+        found.append(Pair(first, second, _discs(places, side, size), k, about))
     return found
 
 
@@ -265,7 +271,7 @@ def _unrelated_places(
         corner = torch.randint(size - side + 1, (objects * 2, 2), generator=generator)
         apart = (corner[:, None] - corner).abs().amax(2) >= side
         if bool(apart.triu(1).sum() == objects * (2 * objects - 1)):
-            return [tuple(map(tuple, both)) for both in corner.view(objects, 2, 2).tolist()]
+            return [((a, b), (c, d)) for (a, b), (c, d) in corner.view(objects, 2, 2).tolist()]
 
 
 def _disc(side: int) -> Tensor:
@@ -444,7 +450,8 @@ def table_pairs(count: int) -> list[Pair]:
             )
             for side, content in enumerate((numbers, second))
         ]
-        found.append(Pair(*(p.image[0] for p in pages), _bigrams(*pages), k))
+        page, page2 = pages
+        found.append(Pair(page.image[0], page2.image[0], _bigrams(page, page2), k))
     return found
 
 

@@ -270,10 +270,11 @@ def _untrained(kind: str, seed: int) -> nn.Module:
         raise ValueError(f"kind must be one of {', '.join(NETWORKS)}, got {kind!r}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = NETWORKS[kind]()
+        net: nn.Module = NETWORKS[kind]()  # type: ignore[operator]
     last = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
     with torch.no_grad():  # a small start: features are sums over many places
         last.weight.mul_(0.1)
+        assert last.bias is not None
         last.bias.fill_(0.01)
     return net
 
