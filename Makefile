@@ -12,32 +12,66 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
+.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy lite0 digits \
+	numerals leaderboard gallery picture notebooks format clean help chromium
 
-book: $(DATA)  ## build the book into _build/html and print its address
-	@$(BIN)/python tools/build_book.py
+book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
+	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
 
-test: $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
-	@$(BIN)/python -m pytest tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+# What will be installed and downloaded, said before it is.
+plan: | $(BIN)/python
+	@$(BIN)/python tools/doctor.py --plan
+
+doctor:  ## say what is missing on this machine, and what cures it
+	@$(or $(PYTHON),python3) tools/doctor.py
+
+# As many processes as there are cores; the cells of a notebook, and all tests of a file, go to one.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
+test: plan $(DATA) chromium  ## run every test: code, notebooks, book, browser (set-up included)
+	@$(PYTEST) tests chapters --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 		--durations=15 --durations-min=1
 
 test-fast: $(READY)  ## the tests that need no data, no notebooks and no browser (under a minute)
-	@$(BIN)/python -m pytest tests -m "not weights and not book and not browser" \
+	@$(PYTEST) tests -m "not slow and not weights and not book and not browser" \
 		--durations=10 --durations-min=1
 
-lab: $(DATA)  ## open the chapters in JupyterLab; saving a notebook saves its text too
+JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=.
+
+lab: $(DATA)  ## open the chapters in JupyterLab, to read and to try; your changes are kept
+	@$(BIN)/python tools/plain.py
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/notebooks/index.ipynb
+
+edit: $(DATA)  ## open the sources of the chapters in JupyterLab; saving a notebook saves its text too
 	@$(BIN)/python tools/notebooks.py
-	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. \
-		--LabApp.default_url=/lab/tree/chapters/index.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/chapters/index.ipynb
 
 student: $(READY)  ## make notebooks without solutions, and a zip of them to hand out
 	@$(BIN)/python tools/student.py
 
+gallery: $(DATA)  ## compute the data of the gallery (part of `make book`; some minutes)
+	@$(BIN)/python tools/gallery.py
+
 bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other libraries
 	@PYTHONPATH=. $(BIN)/python tests/benchmark.py --output assets/benchmark.md
 
+bench-networks: $(BENCH_READY)  ## measure ResNet-50 and ViT-B/16 at full size
+	@$(BIN)/python -m tests.benchmark_networks --output assets/benchmark_networks.md
+
 zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
+
+toy: $(READY)  ## train thirty networks on the toy digits and write the table of chapter 05
+	@PYTHONPATH=. $(BIN)/python -m tests.toy_sweep
+
+lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on where it was stopped)
+	@$(BIN)/python -m tests.lite0
+
+digits: $(READY)  ## train the six networks of the digit pictures anew (about ten minutes)
+	@$(BIN)/python -m bilrp.models.digit_scenes
+
+leaderboard: $(BENCH_READY) $(DATA)  ## compare methods on known truths (hours; goes on where stopped)
+	@PYTHONPATH=. $(BIN)/python -m bilrp.compare.leaderboard --output assets/leaderboard.json
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
@@ -53,7 +87,7 @@ clean:  ## remove what was built (the environment and the data stay)
 	find bilrp chapters tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # The environment: made once, brought up to date when the pins change.
 $(BIN)/python:

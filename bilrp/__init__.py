@@ -7,7 +7,7 @@ Similarity Models", IEEE TPAMI 44(3), 2022.
 from types import ModuleType
 
 from bilrp import _names
-from bilrp.compare.altered import Warped, randomized, warped
+from bilrp.compare.altered import Warped, randomized, recalibrated, warped
 from bilrp.compare.baselines import curvature, hessian_x_product, saliency
 from bilrp.compare.controls import (
     ControlledShare,
@@ -41,12 +41,17 @@ from bilrp.engine.rules import (
     WSquare,
     ZPlus,
 )
+from bilrp.engine.several import Several, several
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 from bilrp.models.bigram import BigramNetwork
+from bilrp.models.efficientnet import efficientnet_lite0, efficientnet_lite0_input
+from bilrp.models.numerals import numeral_encoders
 from bilrp.models.vgg import VGG16_NAMES, normalize, vgg16, vgg16_features, vgg16_rules
+from bilrp.models.words import SentenceEncoder, WordVectors, sentence_encoder
 from bilrp.show.explorer import Explorer
 from bilrp.show.frames import interact_frames
+from bilrp.show.text import TextExplorer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -70,17 +75,23 @@ __all__ = [
     "Pass",
     "RelevanceMap",
     "Rule",
+    "SentenceEncoder",
+    "Several",
     "Step",
+    "TextExplorer",
     "Trace",
     "WSquare",
     "Warped",
     "WinnerTakeAll",
+    "WordVectors",
     "ZPlus",
     "acs",
     "bootstrap",
     "controlled_share",
     "curvature",
     "default_rules",
+    "efficientnet_lite0",
+    "efficientnet_lite0_input",
     "explain",
     "factor",
     "features",
@@ -92,11 +103,15 @@ __all__ = [
     "lrp",
     "marginal_null",
     "normalize",
+    "numeral_encoders",
     "opposite_displacement",
     "randomized",
+    "recalibrated",
     "register",
     "registered",
     "saliency",
+    "sentence_encoder",
+    "several",
     "svm_accuracy",
     "vgg16",
     "vgg16_features",

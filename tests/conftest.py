@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from doctor import cores
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
 
@@ -41,7 +42,19 @@ settings.load_profile("ci" if CI else "dev")
 os.environ["TQDM_DISABLE"] = "1"
 
 
+# With `-n`, each worker and each kernel that it starts keeps to one core.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 BEHIND: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: as many as chapters are run at a time, as memory allows."""
+    return min(cores(), 8)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,12 +68,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
 
     items.sort(key=rank)  # a stable sort: order within a file is kept
-    if {2, 3} <= {rank(item) for item in items} and not config.option.collectonly:
+    for item in items if WORKER else ():
+        # What goes to one worker: a file, whose fixtures and whose kernel are shared; of the tests
+        # in a browser, those of one page; a slow test alone.
+        page = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        apart = page if item.get_closest_marker("browser") else ""
+        if item.get_closest_marker("slow"):
+            apart = item.name
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {apart or ''}".strip()))
+    everything = {2, 3} <= {rank(item) for item in items} and not config.option.collectonly
+    if everything and WORKER in ("", "gw0"):
         _build_behind()
 
 
 def _build_behind() -> None:
-    """Build the book behind the other tests, each with one thread: chapters need both cores seldom.
+    """Build the book behind the other tests, with half of the cores; nothing if it is built.
 
     Only where text and notebooks agree, since a build would make them agree before it is tested.
     """
@@ -69,7 +91,7 @@ def _build_behind() -> None:
     check = [sys.executable, str(ROOT / "tools" / "notebooks.py"), "--check"]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     if subprocess.run(check, check=False, **quiet).returncode == 0:
-        BEHIND.append(subprocess.Popen(BUILD, **quiet))
+        BEHIND.append(subprocess.Popen([*BUILD, "--jobs", str(max(1, cores() // 2))], **quiet))
 
 
 def pytest_unconfigure() -> None:
@@ -115,9 +137,10 @@ def toc_pages() -> list[str]:
 
 @pytest.fixture(scope="session")
 def built() -> subprocess.CompletedProcess[str]:
-    """The book, built (or found up to date) the way `make book` does it."""
-    for process in BEHIND:
-        process.wait()
+    """The book, built (or found up to date) the way `make book` does it.
+
+    Where it is being built, behind the tests or by another worker, this waits and finds it built.
+    """
     return subprocess.run(BUILD, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -184,6 +184,7 @@ def test_the_ledger_accounts_for_all_of_the_similarity(seed, bias):
         assert math.isclose(carried, y, rel_tol=1e-9, abs_tol=1e-12)  # Proposition 1
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(seed=seeds, bias=st.booleans())
 def test_pushing_patches_and_groups_and_pulling_features_agree(seed, bias):
@@ -286,6 +287,7 @@ def test_light_on_dark_and_colour_give_the_same_counts(trained):
     torch.testing.assert_close(trained(page.repeat(1, 3, 1, 1)), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_colour_page_is_explained_as_its_grey_one(trained):
     page = tables.table([[12], [34]], seed=900_003).image[0]
     rules = bilrp.Gamma(0.5)
@@ -296,6 +298,7 @@ def test_a_colour_page_is_explained_as_its_grey_one(trained):
     torch.testing.assert_close(by_channel[0], by_channel[2])
 
 
+@pytest.mark.slow
 def test_a_page_without_digits_has_no_similarity_and_no_explanation(trained):
     blank = torch.full((1, 32, 48), 0.8)
     page = tables.table([[12], [34]], size=(64, 64)).image[0]
@@ -307,6 +310,7 @@ def test_a_page_without_digits_has_no_similarity_and_no_explanation(trained):
     assert not trained(blank[None]).any()
 
 
+@pytest.mark.slow
 def test_no_bias_so_the_ink_carries_everything(trained):
     page = tables.table([[12, 21], [34, 12]], seed=3, size=(64, 96)).image[0]
     e = bilrp.explain(trained, page, page, bilrp.Gamma(0.5), patch=16)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import plain
 import pytest
 from bs4 import BeautifulSoup
 
@@ -56,6 +57,31 @@ def test_every_page_in_the_contents_is_there(pages: dict[str, BeautifulSoup]) ->
                 if a["href"].endswith(f"{Path(name).name}.html")
                 or (name == other and a["href"] == "#")
             ], (name, other)
+
+
+def test_pages_and_notebooks_have_the_same_numbers(pages: dict[str, BeautifulSoup]) -> None:
+    """Of chapters, in titles and in the sidebar; of exercises, propositions and formulas."""
+    book = plain.Book(ROOT)
+    numbered = 0
+    for name, number in plain.pages(ROOT):
+        page = pages[f"{name}.html"]
+        title = page.select_one("article h1").get_text().strip()
+        assert title.startswith(number)
+        assert bool(re.match(r"\d+\. ", title)) == bool(number), title
+        here = [a.get_text() for a in page.select("nav.bd-links a.current")]
+        assert here == [] or here[-1].strip().startswith(number)
+        numbered += bool(number)
+        stem = name.split("/")[1]
+        own = [place.name for place in book.places.values() if place.page == stem]
+        for pattern, selector in {
+            r"Exercise [\d.]+": ".admonition.exercise > .admonition-title",
+            r"(?:Proposition|Lemma|Theorem|Definition) [\d.]+": ".proof > .admonition-title",
+            r"\([\d.]+\)": "article .eqno",
+        }.items():
+            shown = [re.match(pattern, tag.get_text().strip()) for tag in page.select(selector)]
+            expected = [text for text in own if re.fullmatch(pattern, text)]
+            assert [m[0] for m in shown if m] == expected, name
+    assert numbered >= 10
 
 
 def test_the_address_printed_leads_to_the_front_page(pages: dict[str, BeautifulSoup]) -> None:
@@ -180,20 +206,32 @@ def build(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def page_text(root: Path, selector: str = "article") -> str:
+    text = (root / "_build/html/chapters/index.html").read_text("utf-8")
+    return BeautifulSoup(text, "html.parser").select_one(selector).get_text()
+
+
 def shown(root: Path) -> str:
-    page = BeautifulSoup(
-        (root / "_build/html/chapters/index.html").read_text("utf-8"), "html.parser"
-    )
-    return page.select_one(".cell_output").get_text()
+    return page_text(root, ".cell_output")
 
 
 def test_a_change_in_a_module_runs_the_cells_again(small: Path) -> None:
     first = build(small)
     assert first.returncode == 0, first.stdout[-3000:]
     assert "first value" in shown(small)
+    # a line for the page and a few around it; the log is in the file
+    assert re.search(r"Running 1 page with code.*\n +1/1 +index +\d+ s", first.stdout)
+    assert len(first.stdout.splitlines()) < 10
+    assert "build succeeded." in (small / "_build/book.log").read_text("utf-8")
     again = build(small)
     assert again.returncode == 0
     assert "up to date" in again.stdout
+    write_page(small, "Some other text.")
+    edited = build(small)
+    assert edited.returncode == 0
+    assert "Running" not in edited.stdout
+    assert "Some other text." in (small / "_build/html/chapters/index.html").read_text("utf-8")
+    assert re.search(r"took \d+ s of processor time", page_text(small))
     (small / "bilrp/value.py").write_text("VALUE = 'second value'\n")
     assert build(small).returncode == 0
     assert "second value" in shown(small)

@@ -15,6 +15,7 @@ from tests.conftest import ROOT, toc_pages
 pytestmark = pytest.mark.browser
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1400, "height": 900}
+LAPTOP = {"width": 1300, "height": 900}
 SHOTS = ROOT / "_build" / "screenshots"
 
 # What is on the page, formulas and code aside, as a reader sees it.
@@ -36,6 +37,12 @@ WIDE_ELEMENTS = """() => {
     .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e))
     .map(e => `<${e.tagName.toLowerCase()} class="${e.getAttribute('class') || ''}">`).slice(0, 5);
 }"""
+
+
+# Cells and what they print, as far as they are wider than the room that they have.
+CUT = """() => [...document.querySelectorAll('article .cell pre')]
+  .filter(e => e.getClientRects().length && e.scrollWidth > e.clientWidth + 1)
+  .map(e => e.textContent.trim().split('\\n').reduce((a, b) => a.length > b.length ? a : b))"""
 
 
 class Visit:
@@ -105,13 +112,15 @@ def test_page_is_whole(name: str, html: Path, visit: Visit) -> None:
     assert not empty
 
     SHOTS.mkdir(parents=True, exist_ok=True)
-    for label, size in (("wide", WIDE), ("phone", PHONE)):
+    for label, size in (("wide", WIDE), ("laptop", LAPTOP), ("phone", PHONE)):
         page.set_viewport_size(size)
         page.wait_for_timeout(200)  # let the layout follow the new width
         width = page.evaluate("document.documentElement.scrollWidth")
         stick_out = page.evaluate(WIDE_ELEMENTS)
         assert width <= size["width"] + 1, f"{label}: the page scrolls sideways: {stick_out}"
         assert not stick_out, f"{label}: sticks out of the page: {stick_out}"
+        cut = page.evaluate(CUT) if label != "phone" else []
+        assert not cut, f"{label}: lines that are cut in cells: {cut[:5]}"
         file = SHOTS / f"{name.replace('/', '_')}_{label}.png"
         page.screenshot(path=str(file), full_page=True)
     assert not visit.wrong, "\n".join(visit.wrong)
@@ -125,6 +134,11 @@ def test_page_is_accessible(name: str, theme: str, html: Path, visit: Visit) -> 
     page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
     visit.settle()
     page.wait_for_timeout(300)  # colours fade over to the theme's
+    veiled = page.evaluate(
+        "[...document.querySelectorAll('article .cell_output img')]"
+        ".filter(i => getComputedStyle(i).filter !== 'none').map(i => i.alt)"
+    )
+    assert not veiled, f"pictures in colours that are not theirs: {veiled}"
     found = Axe().run(page).response
     assert found["passes"], "axe looked at nothing"
     serious = [
@@ -149,15 +163,17 @@ def test_pictures_answer_on_the_built_page(name: str, html: Path, visit: Visit) 
         explorer.scroll_into_view_if_needed()
         line, picture = explorer.locator(".numbers"), explorer.locator(".pic").first
         before, still = line.inner_text(), explorer.locator(".stage").screenshot()
-        box = picture.bounding_box()
+        tokens = picture.locator(".words > span")  # of a line of text, not of a picture
+        box = (tokens.first if tokens.count() else picture).bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         pointed = line.inner_text()
-        assert "row" in pointed != before
+        assert ("token" if tokens.count() else "row") in pointed != before
         assert explorer.locator(".stage").screenshot() != still
         page.mouse.move(2, 2)
         picture.focus()
         page.keyboard.press("ArrowRight")
-        assert "column" in line.inner_text() not in (before, pointed)
+        name = "token" if tokens.count() else "column"
+        assert name in line.inner_text() not in (before, pointed)
         page.keyboard.press("Escape")
         page.evaluate("document.activeElement.blur()")
     assert not visit.wrong, "\n".join(visit.wrong)

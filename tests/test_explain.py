@@ -167,6 +167,7 @@ def test_the_projection_equals_projecting_the_exact_factor():
     assert e.similarity == pytest.approx(float(f.features @ f2.features))
 
 
+@pytest.mark.slow
 def test_the_projection_converges_to_the_exact_explanation():
     model, x, x2 = nets.cnn(1), nets.image(1, 32, 32), nets.image(2, 32, 32)
     exact = bilrp.explain(model, x, x2, PIXELS).relevance

@@ -147,7 +147,7 @@ def test_a_notebook_gets_a_widget_and_a_page_gets_html():
     # shown twice, it is one widget; and its state, which pages save too, has no data in it
     assert ex._repr_mimebundle_()[WIDGET] == bundle[WIDGET]
     state = json.dumps(ex._widget.get_state())
-    assert len(state) < 25_000
+    assert len(state) < 32_000  # the module, nearly all of it
     assert sent(ex.html())["codes"] not in state
 
 
@@ -315,3 +315,111 @@ def test_patches_outside_the_grid_and_a_missing_similarity_are_refused():
         ex.predicted_change([], [(0, 4)])
     with pytest.raises(ValueError, match="needs `similarity`"):
         ex.true_change([(0, 0)])
+
+
+# Text
+
+
+def of_tokens(n: int = 5, m: int = 4, seed: int = 0) -> bilrp.Explanation:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(n, m)) + 0.4
+    y = scores.sum() / 0.9
+    ledger = torch.tensor([[scores.sum(), 0], [0, y - scores.sum()]], dtype=torch.float64)
+    return bilrp.Explanation(torch.tensor(scores), float(y), ("input", "bias"), ledger)
+
+
+LINES = (["the", "cat", "sat", "<on>", "mats"], ["a", "dog", "“sat”", "down"])
+
+
+def test_tokens_are_sent_as_they_are_read():
+    e = of_tokens()
+    data = sent(e.explore(tokens=LINES, names=("One", "Two")).html())
+    assert [[w["text"] for w in line] for line in data["tokens"]] == [list(v) for v in LINES]
+    assert data["grid"] == [1, 5, 1, 4]
+    assert data["names"] == ["One", "Two"]
+    np.testing.assert_allclose(decoded(data), e.matrix, atol=1e-4 * float(e.matrix.abs().max()))
+    assert data["y"] == e.similarity
+    assert data["bias"] == pytest.approx(0.1)
+    assert "pictures" not in data
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts", "joined"),
+    [
+        (["▁the", "▁c", "at", "s"], ["the", "c", "at", "s"], [0, 0, 1, 1]),
+        (["the", "Ġc", "at"], ["the", "c", "at"], [0, 0, 1]),
+        (["em", "##bed", "##ding", "##"], ["em", "bed", "ding", "##"], [0, 1, 1, 0]),
+        (["a", "", "\n", " "], ["a", "␣", "⏎", "␣"], [0, 0, 0, 0]),
+    ],
+)
+def test_marks_of_tokenizers_are_read(tokens, texts, joined):
+    from bilrp.show.text import shown
+
+    assert [w["text"] for w in shown(tokens)] == texts
+    assert [w["joined"] for w in shown(tokens)] == [bool(v) for v in joined]
+
+
+def test_leaving_tokens_out_is_predicted_and_tried():
+    e, asked = of_tokens(), []
+
+    def similarity(a, b):
+        asked.append((a, b))
+        return float(len(a) * len(b))
+
+    ex = e.explore(tokens=LINES, similarity=similarity)
+    want = e.matrix[[0, 2, 4]][:, [0, 1, 2]].sum() - e.matrix.sum()
+    assert ex.predicted_change([1, 3], [3]) == pytest.approx(float(want))
+    assert ex.true_change([1, 3], [3]) == 3 * 3 - 5 * 4
+    assert asked[0] == (["the", "sat", "mats"], ["a", "dog", "“sat”"])
+
+    class Widget:
+        def send(self, reply):
+            self.reply = reply
+
+    widget = Widget()
+    ex._answer(widget, {"kind": "true", "ticket": "t", "cover": [[1, 3], [3]]})
+    assert widget.reply == {"kind": "true", "ticket": "t", "change": -11.0}
+    with pytest.raises(ValueError, match="no token 5 among 5"):
+        ex.predicted_change([5])
+
+
+def test_what_does_not_fit_a_text_is_refused():
+    e = of_tokens()
+    x = drawing(16, 1)
+    for arguments, said in (
+        (dict(tokens=(LINES[1], LINES[0])), r"\(5, 4\) does not fit 4 and 5 tokens"),
+        (dict(tokens=("the cat", "a dog")), "two lists of strings"),
+        (dict(tokens=(LINES[0], [1, 2, 3, 4])), "two lists of strings"),
+        (dict(), "give two images, or for text tokens="),
+        (dict(x=x), "give two images, or for text tokens="),
+        (dict(x=x, x2=x, tokens=LINES), "give two images, or for text tokens="),
+    ):
+        with pytest.raises(ValueError, match=said):
+            e.explore(**arguments)
+    with pytest.raises(ValueError, match="5 and 4 owners, but 4 and 5 tokens"):
+        e.plot(tokens=(LINES[1], LINES[0]))
+    with pytest.raises(ValueError, match="give two images, or for text tokens="):
+        e.plot(x)
+    with pytest.raises(ValueError, match="does not fit"):
+        made_up(2).explore(tokens=(["a"] * 4, ["b"] * 4))
+
+
+def test_a_table_of_tokens_says_shares_in_per_cent():
+    e = of_tokens()
+    ax = e.plot(tokens=LINES)
+    assert [t.get_text() for t in ax.get_yticklabels()] == LINES[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == LINES[1]
+    written = [int(t.get_text()) for t in ax.texts]
+    want = (100 * e.matrix / e.similarity).flatten().round().tolist()
+    assert written == pytest.approx(want, abs=1)
+    zero = bilrp.Explanation(torch.zeros(2, 2), 0.0, ("input",), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="y is 0"):
+        zero.plot(tokens=(["a", "b"], ["c", "d"]))
+    assert sent(zero.explore(tokens=(["a", "b"], ["c", "d"])).html())["strongest"] == []
+
+
+def test_a_text_cannot_end_the_script_or_become_html():
+    evil = "</script><img src=x onerror=alert(1)>"
+    html = of_tokens(1, 1).explore(tokens=([evil], ["b"]), names=(evil, "b")).html()
+    assert "<img src=x" not in html
+    assert sent(html)["tokens"][0][0]["text"] == evil

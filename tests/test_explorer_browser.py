@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import secrets
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from bilrp.show.explorer import Explorer
 from tests.conftest import ROOT, missing
+from tests.live import jupyterlab
 from tests.test_browser import PHONE, SHOTS, WIDE, Visit
 from tests.test_explorer import drawing, made_up
 
@@ -508,42 +501,8 @@ def lab(tmp_path: Path) -> Iterator[str]:
         "nbformat_minor": 5,
     }
     (tmp_path / "live.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
-    command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += [f"--ServerApp.root_dir={tmp_path}"]
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    own = {
-        f"JUPYTER{name}": str(tmp_path / name)
-        for name in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR")
-    }
-    # A kernel runs any code, so others on this machine must not reach it: they see command lines,
-    # not the environment.
-    own["JUPYTER_TOKEN"] = token = secrets.token_hex(32)
-    with (tmp_path / "lab.log").open("w") as log:
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).read()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "lab.log").read_text()
-                time.sleep(0.2)
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"{address}/api/status", timeout=5)
-        yield f"{address}/lab/tree/live.ipynb?token={token}"
-    finally:
-        server.terminate()  # and with it, its kernel
-        server.wait(30)
+    with jupyterlab(tmp_path) as address:
+        yield address("live.ipynb")
 
 
 @pytest.mark.weights

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import plain
 import pytest
 import yaml
 from jupytext.compare import compare_notebooks
@@ -73,8 +74,10 @@ def test_making_the_notebooks_again_changes_no_byte(tmp_path: Path) -> None:
 
 
 def test_an_edit_made_in_a_notebook_alone_is_not_thrown_away(tmp_path: Path) -> None:
-    shutil.copytree(CHAPTERS, tmp_path / "chapters")
-    path = sorted(tmp_path.glob("chapters/*.ipynb"))[0]
+    (tmp_path / "chapters").mkdir()
+    for suffix in (".md", ".ipynb"):
+        shutil.copy(NOTEBOOKS[0].with_suffix(suffix), tmp_path / "chapters")
+    path = tmp_path / "chapters" / NOTEBOOKS[0].name
     nb = nbformat.read(path, as_version=4)
     nb.cells[0].source += "\nAn edit."
     nbformat.write(nb, path)
@@ -88,6 +91,14 @@ def test_contents_list_every_page_once_and_nothing_else() -> None:
     listed = toc_pages()
     assert len(listed) == len(set(listed))
     assert set(listed) == {f"chapters/{page.stem}" for page in PAGES}
+
+
+def test_chapters_are_numbered_in_the_order_of_their_files() -> None:
+    numbers = {page.split("/")[1]: number for page, number in plain.pages(ROOT)}
+    files = sorted(name for name in numbers if re.match(r"\d\d_", name))
+    expected = {name: f"{place}." for place, name in enumerate(files, 1)}
+    found = {name: number for name, number in numbers.items() if number}
+    assert found == expected, "see numbered in _toc.yml"
 
 
 @pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)
@@ -106,6 +117,9 @@ def test_there_is_one_version() -> None:
     assert re.search(r"package bilrp (\S+)}", cite)[1] == bilrp.__version__
 
 
+SHARED = (["_names"], ["_pictures"])
+
+
 @pytest.mark.parametrize("room", ["engine", "compare", "show", "models", "book"])
 def test_imports_between_rooms_run_one_way(room: str) -> None:
     """Other rooms than one's own and the engine are asked inside functions only."""
@@ -116,6 +130,16 @@ def test_imports_between_rooms_run_one_way(room: str) -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 parts = name.split(".")
-                if parts[0] == "bilrp" and parts[1:2] not in ([room], ["engine"], ["_names"]):
+                if parts[0] == "bilrp" and parts[1:2] not in ([room], ["engine"], *SHARED):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_collections_stand_on_top() -> None:
+    """Nothing but a line of `_names` knows of them, and none of them the book, but in functions."""
+    below = [p for p in ROOT.glob("bilrp/**/*.py") if p.parent.name != "collect"]
+    assert not [
+        p for p in below if re.search(r"(from|import) bilrp\.collect", p.read_text("utf-8"))
+    ]
+    above = "\n".join(p.read_text("utf-8") for p in ROOT.glob("bilrp/collect/*.py"))
+    assert not re.search(r"(?m)^(from|import) bilrp\.book", above)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_mypy() -> None:
     """A first run reads torch, which takes some ten seconds; later ones find it in .mypy_cache."""
     command = [sys.executable, "-m", "mypy", "--no-color-output"]

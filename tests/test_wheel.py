@@ -55,6 +55,11 @@ def error(act):
 for act in (lambda: e.plot(x, x2), lambda: e.explore(x, x2), lambda: bilrp.plot):
     assert error(act) == 'matplotlib is not installed: pip install "bilrp[plot]"', error(act)
 assert error(lambda: bilrp.data) == 'pooch is not installed: pip install "bilrp[vgg]"'
+assert error(bilrp.vgg16) == 'torchvision is not installed: pip install "bilrp[vgg]"'
+two = torch.tensor([0, 1])
+assert error(lambda: bilrp.svm_accuracy(torch.rand(2, 3), two, two > 0)) == (
+    'sklearn is not installed: pip install "bilrp[book]"'
+)
 """
 
 
@@ -152,7 +157,10 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
         for name, source in {
             "bilrp/py.typed": "bilrp/py.typed",
             "bilrp/show/explorer.js": "bilrp/show/explorer.js",
+            "bilrp/show/explorer_text.js": "bilrp/show/explorer_text.js",
             "bilrp/show/frames.js": "bilrp/show/frames.js",
+            "bilrp/show/roots.js": "bilrp/show/roots.js",
+            "bilrp/show/gallery/ask.js": "bilrp/show/gallery/ask.js",
             "bilrp/book/registry.toml": "data/registry.toml",
             "bilrp/models/bigram.pt": "data/bigram.pt",
         }.items():
@@ -161,6 +169,7 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
     assert inside == {"bilrp", f"bilrp-{bilrp.__version__}.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_readmes_code_runs_with_nothing_else_installed(python: Path, tmp_path: Path) -> None:
     code = f"""\
 from importlib.util import find_spec

@@ -55,7 +55,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", FEW)
+QUICK = ("resnet18", "mobilenet_v3_small", "squeezenet1_0", "shufflenet_v2_x0_5", "vit")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in FEW]
+)
 def test_a_family_is_explained_exactly_and_completely(name):
     found = zoo.measured(built(name), pictures(name), gamma_zero=False)
     assert found["y"] < 1e-10
@@ -65,7 +70,8 @@ def test_a_family_is_explained_exactly_and_completely(name):
 
 
 def rows() -> list[dict[str, str]]:
-    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    text = TABLE.read_text(encoding="utf-8").split("\nautoLRP")[0]
+    lines = [line for line in text.splitlines() if line[:1] == "|"]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
@@ -86,7 +92,9 @@ def test_the_table_says_what_was_run_and_nothing_in_it_is_wrong():
             assert float(r[column]) < tolerance, r
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_0", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "name", ["squeezenet1_0", pytest.param("mobilenet_v3_small", marks=pytest.mark.slow)]
+)
 def test_a_row_of_the_table_comes_out_again(name):
     (row,) = (r for r in rows() if r["model"] == name)
     found = zoo.measured(zoo.built(name), zoo.images(name))
@@ -96,6 +104,7 @@ def test_a_row_of_the_table_comes_out_again(name):
     )
 
 
+@pytest.mark.slow
 def test_joint_gamma_is_tame_where_gamma_at_each_layer_is_not():
     """One row of the other table of that page, computed again."""
     name = "resnet18"

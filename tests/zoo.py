@@ -242,35 +242,49 @@ def one(name: str, what: str, gigabytes: float) -> dict:
 
 HEAD = (
     "model", "side", "format", "error of y", "error of ledger", "push - pull", "pixels, %", "gamma",
-    "size, gamma 0", "size, default", "seconds", "autoLRP size", "autoLRP sum", "its gamma .1 size",
-    "its gamma .1 sum", "its s",
+    "size, gamma 0", "size, default", "seconds",
 )  # fmt: skip
+RIVAL = ("model", "size", "sum", "size, gamma .1", "sum, gamma .1", "seconds")
 
 
-def cells(name: str, ours: dict, theirs: dict | None) -> list[str]:
+def cells(name: str, ours: dict) -> list[str]:
     """One row of the table."""
     kind = str(dtype_of(name)).removeprefix("torch.")
     start = [name, str(side(name)), kind]
     if "error" in ours:
-        row = [*start, f"refused: {ours['error']}", *[""] * 7]
-    else:
-        row = [*start, *(f"{ours[k]:.0e}" for k in ("y", "ledger", "push"))]
-        row += [f"{100 * ours['pixels']:.1f}", f"{ours['gamma']:g}"]
-        row += [f"{ours[k]:.3g}" for k in ("zero", "default", "seconds")]
-    if theirs is None:
-        return row + [""] * 5
+        return [*start, f"refused: {ours['error']}", *[""] * 7]
+    row = [*start, *(f"{ours[k]:.0e}" for k in ("y", "ledger", "push"))]
+    row += [f"{100 * ours['pixels']:.1f}", f"{ours['gamma']:g}"]
+    return row + [f"{ours[k]:.3g}" for k in ("zero", "default", "seconds")]
+
+
+def rival_cells(name: str, theirs: dict) -> list[str]:
+    """One row of the table of autoLRP."""
     if "error" in theirs:
-        return [*row, theirs["error"], *[""] * 4]
+        return [name, theirs["error"], *[""] * 4]
     keys = ("base size", "base sum", "gamma size", "gamma sum", "seconds")
-    return row + [f"{theirs[k]:.3g}" for k in keys]
+    return [name, *(f"{theirs[k]:.3g}" for k in keys)]
 
 
-def table(rows: list[list[str]]) -> str:
+def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     """Aligned Markdown."""
-    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
-    lines = [list(HEAD), ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])], *rows]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [list(head), ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])], *rows]
     aligned = ([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])] for r in lines)
     return "\n".join(f"| {' | '.join(r)} |" for r in aligned)
+
+
+def page(results: dict[str, tuple[dict, dict | None]], names: list[str]) -> str:
+    """Heading and both tables, in the order of the names."""
+    done = [n for n in names if n in results]
+    missing = [n for n in names if n not in results]
+    parts = [heading(results, len(names)), table(HEAD, [cells(n, results[n][0]) for n in done])]
+    if missing:
+        parts.append(f"Not run yet: {', '.join(missing)}.")
+    rivals = [rival_cells(n, theirs) for n in done if (theirs := results[n][1]) is not None]
+    if rivals:
+        parts += ["autoLRP on one small network of each family:", table(RIVAL, rivals)]
+    return "\n\n".join(parts) + "\n"
 
 
 def commit() -> str:
@@ -281,18 +295,22 @@ def commit() -> str:
     return name.stdout.strip() + (" and changes" if changed.returncode else "")
 
 
-def heading(results: dict[str, tuple[dict, dict | None]], count: int) -> str:
-    """When, by what, and what came out on the whole."""
-    good = [ours for ours, _ in results.values() if "error" not in ours]
+def heading_of_machine(command: str) -> str:
+    """When, of which commit, on which machine and with which libraries."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), None)
     return (
-        f"{date.today()}, commit {commit()}, `make zoo`; {cpu or platform.processor()}, "
-        "one thread, "
-        f"torch {torch.__version__}, torchvision {version('torchvision')}. "
-        f"{len(good)} of {len(results)} models explained"
-        + (f", {count - len(results)} not run yet." if count > len(results) else ".")
+        f"{date.today()}, commit {commit()}, `{command}`; {cpu or platform.processor()}, "
+        f"one thread, torch {torch.__version__}, torchvision {version('torchvision')}."
+    )
+
+
+def heading(results: dict[str, tuple[dict, dict | None]], count: int) -> str:
+    """When, by what, and what came out on the whole."""
+    good = [ours for ours, _ in results.values() if "error" not in ours]
+    return f"{heading_of_machine('make zoo')} {len(good)} of {len(results)} models explained" + (
+        f", {count - len(results)} not run yet." if count > len(results) else "."
     )
 
 
@@ -318,8 +336,7 @@ def main() -> None:
         other = name in FAMILIES and not options.skip_autolrp
         theirs = in_child(name, "autolrp", options) if other else None
         results[name] = in_child(name, "ours", options), theirs
-        rows = [cells(n, *results[n]) for n in names if n in results]
-        text = f"{heading(results, len(names))}\n\n{table(rows)}\n"
+        text = page(results, names)
         if options.output:
             options.output.write_text(text, encoding="utf-8")
     print(text)

@@ -2,12 +2,13 @@
 
 What jupyter-book alone would get wrong, and what is done about it:
 
-- its cache of executed cells does not see changes in the modules that the cells import. The cache
-  here belongs to one state of bilrp/, of the data registry and of the pins, and is dropped when
-  that changes;
+- it runs chapters one after the other, and its cache of executed cells does not see changes in the
+  modules that the cells import. Here tools/execute.py fills the cache first;
+- its log is hundreds of lines. Here each chapter gets one, and the log goes into a file;
 - after a failed build a second one can return success. Here a failure drops the parsed pages, and
   only a clean build is remembered as built;
-- a build without any change still starts Sphinx. Here it is skipped.
+- a build without any change still starts Sphinx. Here it is skipped;
+- two builds at a time spoil each other. Here the second waits.
 
 The last line printed is the address of the book. The exit status is 0 for a clean build only.
 """
@@ -15,38 +16,28 @@ The last line printed is the address of the book. The exit status is 0 for a cle
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import notebooks
+from doctor import cores
+from execute import digest, run_missing
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What the numbers in executed cells depend on, besides the cells.
-CODE = ["bilrp/**/*", "data/registry.toml", "requirements.txt"]
+# What the API page and the settings of Sphinx depend on, besides the text.
+CODE = ["bilrp/**/*", "data/registry.toml", "data/*.pt", "requirements.txt"]
 # What the pages depend on besides that.
 PAGES = ["chapters/**/*", "assets/**/*", "*.yml", "*.bib", "*.md", "data/*.md", "tools/*.py"]
-IGNORED = ("__pycache__", ".ipynb_checkpoints")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PROBLEM = re.compile(r"^(?:.*: )?(?:WARNING|ERROR|SEVERE|CRITICAL): .*$", re.MULTILINE)
-# nbclient's account of a failed cell: its code and the error.
-CELL = re.compile(r"CellExecutionError: (.*?)\n(?:\n *\[mystnb|\n\n\n)", re.DOTALL)
-
-
-def digest(root: Path, patterns: list[str]) -> str:
-    sha = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted(root.glob(pattern)):
-            if path.is_file() and not any(part in IGNORED for part in path.parts):
-                sha.update(f"{path.relative_to(root)}\0".encode())
-                sha.update(hashlib.sha256(path.read_bytes()).digest())
-    return sha.hexdigest()
 
 
 def read(path: Path) -> str:
@@ -78,46 +69,35 @@ def environment() -> dict[str, str]:
     return env
 
 
-def run(root: Path, log: Path, fresh: bool) -> int:
+def run_sphinx(root: Path, log: Path, fresh: bool) -> int:
+    """Make the pages from what was executed; all that is said goes into the log."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(root)]
     command += ["-W", "-n", "--keep-going", *(["--all"] if fresh else [])]
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
+    with log.open("wb") as file:
+        done = subprocess.run(
+            command, cwd=root, env=environment(), stdout=file, stderr=file, check=False
         )
-        for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            out.write(ANSI.sub("", line))
-        return process.wait()
+    log.write_text(ANSI.sub("", log.read_text("utf-8", errors="replace")), encoding="utf-8")
+    return done.returncode
 
 
-def report(root: Path, log: Path) -> None:
-    """Say again at the end what went wrong, where it is seen."""
+def report(log: Path) -> None:
+    """Say what went wrong, at the end, where it is seen."""
     print("\nThe book was NOT built. What was wrong:")
     text = read(log)
     for line in dict.fromkeys(PROBLEM.findall(text)):
         print(f"  {line}")
-    for account in dict.fromkeys(a.strip() for a in CELL.findall(text)):
-        print(f"\n{account}")
     if not PROBLEM.search(text):
         print(text[-3000:])
     print(f"Full log: {log}")
 
 
-def build(root: Path) -> int:
+def build(root: Path, jobs: int) -> int:
     started = time.monotonic()
     out = root / "_build"
     index, log = out / "html/index.html", out / "book.log"
     code_key, stamp = out / "code-key", out / "built"
-    out.mkdir(exist_ok=True)
 
     if notebooks.main(["--root", str(root)]):
         return 1
@@ -125,37 +105,59 @@ def build(root: Path) -> int:
     code = digest(root, CODE)
     everything = f"{code} {digest(root, PAGES)}"
     if index.exists() and read(stamp) == everything:
-        print("The book is up to date.")
-        print(index.as_uri())
+        say("The book is up to date.", index.as_uri())
         return 0
 
     drop(stamp)
+    chapters = run_missing(root, out, jobs, environment(), say)
+    failed = [chapter for chapter in chapters if chapter.error]
+    if failed:
+        accounts = [f"{c.source.relative_to(root)}\n{ANSI.sub('', c.error)}" for c in failed]
+        log.write_text("\n".join(f"ERROR: {account}" for account in accounts), encoding="utf-8")
+        report(log)
+        print("\n".join(f"\n{account}" for account in accounts))
+        return 1
+
     fresh = read(code_key) != code
-    if fresh:
-        drop(code_key, out / ".jupyter_cache", out / ".doctrees")
-        # Recorded before the build: chapters that ran need not run again after one that failed.
-        code_key.write_text(code, encoding="utf-8")
+    if fresh or any(chapter.executed for chapter in chapters):
+        # Sphinx reads a page again if its text changed, not if its numbers did.
+        drop(code_key, out / ".doctrees")
     # Old pages and old error reports would outlive their chapters.
     drop(out / "html")
 
-    status = run(root, log, fresh)
-    if status == 0 and PROBLEM.search(read(log)):
-        status = 1
-    if status == 0 and not index.exists():
+    say("Making the pages")
+    status = run_sphinx(root, log, fresh)
+    if status == 0 and (PROBLEM.search(read(log)) or not index.exists()):
         status = 1
     if status:
         drop(out / ".doctrees")
-        report(root, log)
+        report(log)
         return status
 
+    code_key.write_text(code, encoding="utf-8")
     if digest(root, CODE) == code and f"{code} {digest(root, PAGES)}" == everything:
         stamp.write_text(everything, encoding="utf-8")
-    print(f"Built in {time.monotonic() - started:.0f} s. Open this address in a browser:")
-    print(index.as_uri())
+    say(f"Built in {time.monotonic() - started:.0f} s (full log: {log})")
+    say("Open this address in a browser:", index.as_uri())
     return 0
 
 
-if __name__ == "__main__":
+def say(*lines: str) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=ROOT)
-    sys.exit(build(parser.parse_args().root.resolve()))
+    parser.add_argument("--jobs", type=int, default=cores(), help="chapters run at the same time")
+    args = parser.parse_args()
+    root = args.root.resolve()
+    # A signal to end is like Ctrl-C: what was started is ended, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    (root / "_build").mkdir(exist_ok=True)
+    with FileLock(root / "_build/lock"):
+        return build(root, max(1, args.jobs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

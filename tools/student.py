@@ -2,8 +2,10 @@
 
 From the text of each chapter, `make student` writes _build/student/chapters/NAME.ipynb in which
 
-- solutions are gone, and a cell waits for an answer in words;
-- a solution in code has become a stub: the same functions, which raise NotImplementedError;
+- the text is plain Markdown, so that propositions, references and citations show in any notebook;
+- solutions are gone, and a cell waits for an answer in words to each part;
+- a solution in code has become a stub: the same functions, which raise NotImplementedError, and the
+  same names, with dots in place of their values;
 - the cell that checks the solution is still there. It fails on the stub and passes on an answer.
 
 The zip holds these notebooks with the package and the pins, so that it needs nothing else.
@@ -22,6 +24,7 @@ import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from notebooks import ROOT, sources
+from plain import Block, Book, blocks, code_cell, exercise_cell, text_cells, whole
 
 NAME = "explaining-deep-similarity-student"
 # What the notebooks need to run, besides themselves.
@@ -31,16 +34,15 @@ PARTS = [
     "bilrp/py.typed",
     "assets/*.csv",
     "data/*",
+    "assets/*.json",
+    "assets/*.svg",
     "pyproject.toml",
     "requirements.txt",
     "LICENSE*",
     "README.md",
 ]
-EXERCISE = re.compile(r"(?ms)^(?P<fence>`{3,})\{exercise\}[^\n]*\n(?P<body>.*?)^(?P=fence)[ \t]*$")
-SOLUTION = re.compile(r"(?ms)^(?P<fence>`{3,})\{solution\} (?P<label>\S+)\n.*?^(?P=fence)[ \t]*\n?")
-START = re.compile(r"(?ms)^```\{solution-start\} (?P<label>\S+)\n.*?^```[ \t]*$")
-END = re.compile(r"(?m)^```\{solution-end\}\n```[ \t]*$")
-ANSWER = "*Your answer:*\n"
+# Parts of an exercise that ask for an answer each: list items "(a)", "a)", "1.".
+PART = re.compile(r"(?m)^(?:\*\*)?(?P<part>\([a-z]\)|[a-z]\)|\d+\.)(?:\*\*)? ")
 HOW_TO = """# Notebooks for students
 
     python3 -m venv .venv
@@ -50,59 +52,57 @@ HOW_TO = """# Notebooks for students
     .venv/bin/jupyter lab chapters
 
 (On Windows, `.venv\\Scripts\\` in place of `.venv/bin/`.) Where a cell says NotImplementedError it
-waits for you: write the function, run the cell, then run the check below it.
+waits for you: write the function, run the cell, then run the check below it. Dots wait for a number
+of yours. A check that says nothing has passed. Answers in words go into the cells that say so.
 """
 
 
-def student_notebook(source: Path) -> nbformat.NotebookNode:
+def student_notebook(source: Path, book: Book) -> nbformat.NotebookNode:
     """A chapter without its solutions."""
     nb = jupytext.read(source)
-    cells, label = [], None  # label: of the solution that we are in
+    cells: list[nbformat.NotebookNode] = []
+    label = ""  # of the solution that we are in
+    parts: dict[str, list[str]] = {}
     for cell in nb.cells:
         tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "markdown":
-            text, label = without_solutions(cell.source, label)
-            if text.strip():
-                cells.append(new_markdown_cell(text.strip()))
-        elif label is None or "check" in tags:
-            cells.append(new_code_cell(cell.source, metadata={"tags": tags} if tags else {}))
-        elif "solution" in tags:
-            cells.append(new_code_cell(stub(cell.source, label), metadata={"tags": ["answer"]}))
-    if label is not None:
+        if cell.cell_type == "code":
+            if not label or "check" in tags:
+                cells.append(code_cell(cell))
+            elif "solution" in tags:
+                stubs = stub(cell.source, label)
+                cells.append(new_code_cell(stubs, metadata={"tags": ["answer"]}))
+            continue
+        waiting: list[Block] = []
+        for block in blocks(cell.source):
+            if block.kind == "solution-start":
+                label = block.argument
+            if block.kind in ("exercise", "solution", "solution-start", "solution-end"):
+                cells += text_cells(waiting, book, source.stem)
+                waiting = []
+            elif not label:
+                waiting.append(block)
+            if block.kind == "exercise":
+                cells.append(exercise_cell(block, book, source.stem))
+                parts[block.options["label"]] = [m["part"] for m in PART.finditer(block.body)]
+            elif block.kind == "solution":
+                cells += answers(parts.get(block.argument, []))
+            elif block.kind == "solution-end":
+                cells += answers(parts.get(label, []))
+                label = ""
+        cells += text_cells(waiting, book, source.stem)
+    if label:
         raise ValueError(f"{source.name}: solution-start {label} has no solution-end")
-    for number, cell in enumerate(cells):
-        cell.id = f"student-{number}"
-    metadata = {"kernelspec": nb.metadata["kernelspec"], "jupytext": {"formats": "ipynb"}}
-    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    return whole(cells, nb, "student")
 
 
-def without_solutions(text: str, label: str | None) -> tuple[str, str | None]:
-    """Markdown with exercises as plain text and without solutions; which one is open at its end."""
-    kept = []
-    while text:
-        if label is not None:
-            end = END.search(text)
-            if end is None:
-                break
-            text, label = text[end.end() :], None
-        start = START.search(text)
-        kept.append(text if start is None else text[: start.start()])
-        if start is None:
-            break
-        text, label = text[start.end() :], start["label"]
-    plain = SOLUTION.sub(ANSWER, "".join(kept))
-    return EXERCISE.sub(_as_plain_text, plain), label
-
-
-def _as_plain_text(match: re.Match) -> str:
-    lines = match["body"].strip().splitlines()
-    label = next(line.split()[-1] for line in lines if line.startswith(":label:"))
-    text = "\n".join(line for line in lines if not line.startswith(":")).strip()
-    return f"**Exercise** `{label}`\n\n{text}"
+def answers(parts: list[str]) -> list[nbformat.NotebookNode]:
+    """A cell for an answer in words to each part of an exercise."""
+    asked = [f"*Your answer to {part}*" for part in parts] or ["*Your answer*"]
+    return [new_markdown_cell(text, metadata={"tags": ["answer"]}) for text in asked]
 
 
 def stub(code: str, label: str) -> str:
-    """The functions and classes of a solution without what they do.
+    """The functions, classes and names of a solution without what they do.
 
     Raises
     ------
@@ -110,14 +110,19 @@ def stub(code: str, label: str) -> str:
         If the solution defines none: there would be nothing to write, and nothing to check.
     """
     lines = code.splitlines()
+    nodes = ast.parse(code).body
     parts = [
         "\n".join(_stubbed(node, lines, label))
-        for node in ast.parse(code).body
+        for node in nodes
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
-    if not parts:
-        raise ValueError(f"the solution of {label} defines no function")
-    return "\n\n\n".join(parts)
+    if parts:
+        return "\n\n\n".join(parts)
+    targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
+    names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+    if not names:
+        raise ValueError(f"the solution of {label} defines no function and no name")
+    return "\n".join(f"{name} = ...  # {label}: yours to work out" for name in names)
 
 
 def _stubbed(node: ast.FunctionDef | ast.ClassDef, lines: list[str], label: str) -> list[str]:
@@ -141,9 +146,10 @@ def main(root: Path = ROOT) -> int:
     folder = root / "_build" / "student"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "chapters").mkdir(parents=True)
+    book = Book(root)
     for source in sources(root / "chapters"):
         target = folder / "chapters" / source.with_suffix(".ipynb").name
-        nbformat.write(student_notebook(source), target)
+        nbformat.write(student_notebook(source, book), target)
     (folder / "STUDENTS.md").write_text(HOW_TO, encoding="utf-8")
     target = folder.with_suffix(".zip")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:

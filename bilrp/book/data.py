@@ -8,7 +8,6 @@ import argparse
 import gzip
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from bilrp._names import needs
+from bilrp._pictures import read as _read
+from bilrp._pictures import resize as _resize
+from bilrp._pictures import square as _square
 from bilrp.book.fetch import available, fetch
 from bilrp.book.registry import (
     DataError,
@@ -24,7 +26,7 @@ from bilrp.book.registry import (
     WrongHash,
     registry,
 )
-from bilrp.book.weights import vgg16_state
+from bilrp.book.weights import efficientnet_lite0_state, vgg16_state
 
 __all__ = [
     "DataError",
@@ -35,8 +37,10 @@ __all__ = [
     "available",
     "cats",
     "clips",
+    "efficientnet_lite0_state",
     "faces",
     "fetch",
+    "film_scenes",
     "imagenet_photos",
     "label",
     "mnist",
@@ -59,29 +63,6 @@ def label(name: str) -> str:
 
 
 # --- pictures --------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> torch.Tensor:
-    """Read a picture as (1, 3, H, W) float32 in [0, 1]; grey pictures get three equal channels."""
-    with needs("book"):  # here: weights are fetched where no picture can be read
-        from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
-
-
-def _square(x: torch.Tensor) -> torch.Tensor:
-    """Centre square of (..., H, W)."""
-    height, width = x.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return x[..., top : top + side, left : left + side]
-
-
-def _resize(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, C, H, W) to (N, C, size, size), antialiased; bilinear, so that no value leaves [0, 1]."""
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def photo(name: str, size: int = 128) -> torch.Tensor:
@@ -263,6 +244,62 @@ def clips(every: int = 10, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]
                     frames.append(_resize(_square(pixels), size))
                     clip.append(number)
     return torch.cat(frames), torch.tensor(clip)
+
+
+# Film, first and last frame of the seven scenes, counted in every third frame; cuts found by eye.
+_SCENES = {
+    "roof": (0, 0, 10),
+    "man": (0, 10, 26),
+    "taxi": (0, 26, 46),
+    "street": (0, 46, 63),
+    "bicycle": (0, 63, 81),
+    "carphone": (1, 0, 40),
+    "rabbit": (2, 0, 44),
+}
+
+
+class FilmScenes(NamedTuple):
+    """Frames of the seven scenes, which scene each is from, its number in it, and their names."""
+
+    frames: torch.Tensor
+    scene: torch.Tensor
+    frame: torch.Tensor
+    names: list[str]
+
+
+def film_scenes(size: int = 128) -> FilmScenes:
+    """The clips without their cuts: seven scenes, of each the last sixteen of every third frame.
+
+    Returns
+    -------
+    FilmScenes
+        frames (105, 3, size, size) float32 in [0, 1]; scene and frame (105,) int64; names.
+
+    Raises
+    ------
+    ImportError
+        As `clips`.
+    """
+    frames, film = clips(every=3, size=size)
+    time = torch.cat([torch.arange(n) for n in film.bincount().tolist()])
+    kept = [
+        ((film == which) & (time >= start) & (time < stop)).nonzero()[-16:, 0]
+        for which, start, stop in _SCENES.values()
+    ]
+    scene = torch.cat([torch.full((len(k),), i) for i, k in enumerate(kept)])
+    number = torch.cat([torch.arange(len(k)) for k in kept])
+    return FilmScenes(frames[torch.cat(kept)], scene, number, list(_SCENES))
+
+
+# Boxes around the faces of the five cats, drawn by eye on photos of 128 x 128 pixels: top, bottom,
+# left, right. The four of `cats`, then photos/chelsea.png.
+CAT_FACES = (
+    (32, 112, 32, 120),
+    (16, 88, 24, 96),
+    (8, 80, 56, 128),
+    (0, 32, 64, 104),
+    (8, 120, 8, 120),
+)
 
 
 # --- python -m bilrp.book.data --------------------------------------------------------------------

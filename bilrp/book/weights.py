@@ -1,4 +1,4 @@
-"""The ImageNet weights of VGG-16's convolutions."""
+"""The ImageNet weights of VGG-16's convolutions and of EfficientNet-Lite0."""
 
 import hashlib
 import io
@@ -138,3 +138,25 @@ def _checked(state: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Ten
         wrong = sorted(k for k in shapes.keys() | _SHAPES if shapes.get(k) != _SHAPES.get(k))
         raise DataError(f"{where} is not VGG-16: wrong or missing {', '.join(wrong)}")
     return state
+
+
+def efficientnet_lite0_state() -> dict[str, torch.Tensor]:
+    """Weights and statistics of EfficientNet-Lite0, trained on ImageNet.
+
+    Returns
+    -------
+    dict of Tensor
+        float32, by the keys of the published file: "_conv_stem.weight" (32, 3, 3, 3),
+        "_bn0.running_mean" (32,), ..., "_blocks.0._depthwise_conv.weight" (32, 1, 3, 3), ...,
+        "_fc.bias" (1000,).
+
+    Raises
+    ------
+    DataError
+        As `fetch`, or if the file holds anything but tensors.
+    """
+    source = fetch("efficientnet_lite0/efficientnet-lite0.pth")
+    try:  # weights_only: an unpickler that makes tensors and plain containers, and runs nothing
+        return dict(torch.load(source, map_location="cpu", weights_only=True))
+    except Exception as error:  # what is not a file of tensors fails in many ways
+        raise DataError(f"{source} is not a file of weights: {error}") from error

@@ -71,14 +71,54 @@ def randomized(
     return altered
 
 
+@torch.no_grad()
+def recalibrated(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy of a model whose batch norms have the statistics of these images.
+
+    A network with shuffled weights and the old statistics lets its values die out or explode, which
+    is a poor control. With statistics of its own its maps are as large as before.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+    images : Tensor (N, ...)
+        Inputs of the model, as many as memory allows; at least 2.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"statistics need at least 2 images, got {len(images)}")
+    altered = copy.deepcopy(model).eval()
+    norms = [m for m in altered.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    altered(images)
+    for norm, kept in zip(norms, momentum, strict=True):
+        norm.momentum = kept
+    return altered.eval()
+
+
 def _redraw(layer: nn.Module, seed: int) -> None:
-    if not hasattr(layer, "reset_parameters"):
+    reset = getattr(layer, "reset_parameters", None)
+    if reset is None:
         raise ValueError(
             f'{type(layer).__name__} has no reset_parameters() to draw anew; use how="shuffle"'
         )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        layer.reset_parameters()
+        reset()
 
 
 class Warped(NamedTuple):
@@ -162,8 +202,13 @@ def warped(
         )
     grid = torch.stack([(2 * back_col + 1) / width - 1, (2 * back_row + 1) / height - 1], -1)
     batch = image if image.dim() == 4 else image[None]
-    options = dict(mode="bilinear", padding_mode="reflection", align_corners=False)
-    out = F.grid_sample(batch, grid[None].to(batch), **options)
+    out = F.grid_sample(
+        batch,
+        grid[None].to(batch),
+        mode="bilinear",
+        padding_mode="reflection",
+        align_corners=False,
+    )
     return Warped(out.view(image.shape), row, col)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilrp._names import needs
+
 
 def cosine(first: Tensor, second: Tensor) -> float:
     """Cosine of the angle between two explanations of the same pair, in -1..1.
@@ -230,8 +232,9 @@ def svm_accuracy(
     ------
     Eberle et al. (2022), Section 5.1, Table 1.
     """
-    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
-    from sklearn.svm import SVC
+    with needs("book"):
+        from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+        from sklearn.svm import SVC
 
     labels, train = torch.as_tensor(labels), torch.as_tensor(train)
     n = len(features)
@@ -264,9 +267,9 @@ def svm_accuracy(
         {"C": list(C)},
         cv=splitter(folds, shuffle=True, random_state=0),
     )
-    labels = labels.cpu().numpy()
+    target = labels.cpu().numpy()
     with warnings.catch_warnings():
         # Many classes with few examples each are what identification is about.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        search.fit(gram[known], labels[known])
-    return float(search.score(gram[~known], labels[~known]))
+        search.fit(gram[known], target[known])
+    return float(search.score(gram[~known], target[~known]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def lrp(
     """
     _check_model(model)
     several = not isinstance(x, Tensor)
-    items = [one_input(v, model) for v in x] if several else [one_input(x, model)]
+    items = [one_input(v, model) for v in ([x] if isinstance(x, Tensor) else x)]
     for v in items:
         check_finite(v)
     if not items or any(v.shape != items[0].shape for v in items):
@@ -182,7 +182,7 @@ def explain(
     ------
     Eberle et al. (2022), Section 3.3; `project` as in Section 5.
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
     )
     if isinstance(model, MaxOverTransforms):
@@ -201,7 +201,8 @@ def explain(
             factors.append(v)
         else:
             factors.append(factor(m, v, rules, chunk=chunk, **options))
-    e = combined(*factors, similarity, encoders=models[0] is not models[1])
+    first, second = factors
+    e = combined(first, second, similarity, encoders=models[0] is not models[1])
     _warn_of_cancellation(e)
     return e
 
@@ -233,7 +234,7 @@ def factor(model: nn.Module, x: Tensor, rules: Rules | None = None, **options) -
 def factor(
     model: nn.Module, x: Sequence[Tensor], rules: Rules | None = None, **options
 ) -> list[Factor]: ...
-@exact()
+@exact()  # type: ignore[misc]  # **options are those written out here
 def factor(
     model,
     x,

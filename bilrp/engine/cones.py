@@ -129,10 +129,8 @@ class Cones:
         assert linear is not None
         if linear.winners is not None:
             index = self._winners(linear.winners, rows, cols, w.p.shape[3] + left + right)
-            p, m = (
-                None if t is None else _gathered(F.pad(t, frame), index, rows, cols)
-                for t in (w.p, w.m)
-            )
+            p = _gathered(F.pad(w.p, frame), index, rows, cols)
+            m = None if w.m is None else _gathered(F.pad(w.m, frame), index, rows, cols)
         else:
             affine = linear.affine
             assert affine is not None

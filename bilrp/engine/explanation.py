@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from bilrp.show.explorer import Explorer
 
 
@@ -60,21 +62,77 @@ class Explanation:
         half = self.relevance.dim() // 2 if self.sides is None else self.sides
         return self.relevance.flatten(half).flatten(0, half - 1)
 
-    def plot(self, x: Tensor, x2: Tensor, **options):
-        """Draw both images with arcs between their patches; see `bilrp.plot.arcs`."""
-        from bilrp.show.plot import arcs
+    def plot(
+        self,
+        x: Tensor | None = None,
+        x2: Tensor | None = None,
+        tokens: tuple[Sequence[str], Sequence[str]] | None = None,
+        **options: Any,
+    ) -> Axes:
+        """Draw both images with arcs between their patches, or the tokens of both as a heat table.
 
+        Parameters
+        ----------
+        x, x2 : Tensor (3, H, W) or (1, 3, H, W), optional
+            Pixels in [0, 1]; see `bilrp.plot.arcs`.
+        tokens : (sequence of str, sequence of str), optional
+            What the owners of x and of x' are called, in place of images; see `bilrp.plot.table`.
+        **options
+            Of the function that draws.
+
+        Raises
+        ------
+        ValueError
+            If neither images nor tokens are given, or they do not fit.
+        """
+        from bilrp.show.plot import arcs, table
+
+        if self._shows_tokens(x, x2, tokens):
+            assert tokens is not None
+            first, second = tokens
+            return table(self, first, second, **options)
+        assert x is not None
+        assert x2 is not None
         return arcs(self, x, x2, **options)
 
     def explore(
         self,
-        x: Tensor,
-        x2: Tensor,
-        similarity: Callable[[Tensor, Tensor], float] | None = None,
-        names: tuple[str, str] = ("First picture", "Second picture"),
+        x: Tensor | None = None,
+        x2: Tensor | None = None,
+        similarity: Callable[[Any, Any], float] | None = None,
+        names: tuple[str, str] | None = None,
         alt: str | None = None,
+        tokens: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> Explorer:
-        """Both images, to point at: shows the partners of a patch; see `bilrp.Explorer`."""
-        from bilrp.show.explorer import Explorer
+        """Both inputs, to point at: shows the partners of a patch or of a token.
 
-        return Explorer(self, x, x2, similarity, names, alt)
+        Images, see `bilrp.Explorer`; or `tokens`, what the owners of x and of x' are called, see
+        `bilrp.TextExplorer`.
+
+        Raises
+        ------
+        ValueError
+            If neither images nor tokens are given, or they do not fit.
+        """
+        from bilrp.show.explorer import Explorer
+        from bilrp.show.text import TextExplorer
+
+        named: dict[str, Any] = {} if names is None else {"names": names}
+        if self._shows_tokens(x, x2, tokens):
+            assert tokens is not None
+            first, second = tokens
+            return TextExplorer(self, first, second, similarity, alt=alt, **named)
+        assert x is not None
+        assert x2 is not None
+        return Explorer(self, x, x2, similarity, alt=alt, **named)
+
+    def _shows_tokens(self, x: Any, x2: Any, tokens: Any) -> bool:
+        given = [v is not None for v in (x, x2)]
+        if tokens is None and all(given):
+            return False
+        if tokens is not None and not any(given) and len(tokens) == 2:
+            return True
+        raise ValueError(
+            "give two images, or for text tokens=(tokens of x, tokens of x'): how its owners are "
+            "called"
+        )

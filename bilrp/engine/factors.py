@@ -59,7 +59,7 @@ def fingerprint(model: nn.Module) -> str:
     ):
         total = zlib.crc32(f"{name} {tuple(t.shape)} {t.dtype}".encode(), total)
         data = t.detach().cpu().contiguous().flatten()
-        total = zlib.crc32(data.view(torch.uint8).numpy(), total) if data.numel() else total
+        total = zlib.crc32(data.view(torch.uint8).numpy().data, total) if data.numel() else total
     return f"{total:08x}"
 
 
@@ -119,15 +119,15 @@ class Factor:
     ) -> Factor:
         """The same factor on another device or in another floating-point format."""
 
-        def moved(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device=device, dtype=dtype)
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype)
 
         return replace(
             self,
             values=moved(self.values),
             absorbed=moved(self.absorbed),
             features=moved(self.features),
-            exact=moved(self.exact),
+            exact=None if self.exact is None else moved(self.exact),
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -228,20 +228,16 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
             "both sides: use images of one size, or end the model with global pooling"
         )
     one = first.identity.model == second.identity.model
-    if one:  # some sinks are there for some inputs only
-        names = list(first.owners) + [n for n in second.owners if n not in first.owners]
-        rows, rows2 = _at(first, names), _at(second, names)
-    else:
-        names, rows, rows2 = list(first.owners), first.owned(), second.owned()
+    names, names2, rows, rows2 = rows_of(first, second, one)
     relevance, ledger = _product(first, second), rows @ rows2.T
     y, projected = _similarity(first, second), first.exact is not None
     estimate = _dot(first, second) if projected else None
     made = Explanation(
         relevance=relevance.reshape(*first.grid, *second.grid),
         similarity=y,
-        owners=tuple(names),
+        owners=names,
         ledger=ledger,
-        owners2=None if one else second.owners,
+        owners2=None if one else names2,
         estimate=estimate,
         sides=len(first.grid),
     )
@@ -259,13 +255,13 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
             ledger=ledger / norms,
             estimate=None if estimate is None else estimate / norms,
         )
-    within = tuple(-_product(f, f).reshape(*f.grid, *f.grid) for f in (first, second))
+    own_map, own_map2 = (-_product(f, f).reshape(*f.grid, *f.grid) for f in (first, second))
     return replace(
         made,
         relevance=2 * made.relevance,
         similarity=2 * y - own - own2,
         ledger=2 * ledger,
-        within=within,
+        within=(own_map, own_map2),
         ledger_within=(-(rows @ rows.T), -(rows2 @ rows2.T)),
         estimate=None
         if estimate is None
@@ -273,7 +269,18 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
     )
 
 
-def _at(f: Factor, names: list[str]) -> Tensor:
+def rows_of(
+    first: Factor, second: Factor, one: bool
+) -> tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor]:
+    """Owners of two inputs and their parts of the features; of one model, in one order."""
+    if not one:
+        return first.owners, second.owners, first.owned(), second.owned()
+    # some sinks are there for some inputs only
+    names = (*first.owners, *(n for n in second.owners if n not in first.owners))
+    return names, names, _at(first, names), _at(second, names)
+
+
+def _at(f: Factor, names: tuple[str, ...]) -> Tensor:
     """Parts of the features by owner, in the order of these names."""
     owned = f.owned()
     rows = owned.new_zeros(len(names), owned.shape[1])

@@ -54,8 +54,10 @@ def parts_of_features(
         values, whole = with_smaller_chunks(
             lambda n: _pushed(trace, owners, cones, n), trace, chunk
         )
-    size = trace.features.shape[-2:]
-    sums = values.sum(0) if spans is None else sum_of_windows(values, *spans, size)
+    if spans is None:
+        sums = values.sum(0)
+    else:
+        sums = sum_of_windows(values, *spans, trace.features.shape[-2:])
     check_sum(sums, whole[0], whole, "the features", trace.product)
     names = [sink.name for _, sink in trace.sinks]
     absorbed = whole.new_zeros(len(trace.absorbing), whole.shape[1])
@@ -115,7 +117,9 @@ def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tu
     lower = [s for s in trace.steps[1:] if s.number in inside]
     rest: dict[int, Pair] = {0: (_everything(trace), None)}
     at = trace.run(lower, rest, 1, {}, 0, _checked(trace))
-    values = whole = None
+    assert at is not None
+    values: Tensor | None = None
+    whole: Tensor | None = None
     for numbers, rows, reach in _at_the_bottom(trace, owners, cones, chunk):
         n = len(numbers)
         if whole is None:
@@ -127,6 +131,7 @@ def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tu
         else:
             trace.run(upper, rows, None, reach)
             found = trace.at_the_end(rows, None).flatten(1)
+        assert values is not None
         values[numbers] = found
     assert values is not None
     assert whole is not None
@@ -135,8 +140,11 @@ def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tu
 
 def _appended(pair: Pair, rest: Pair) -> Pair:
     (p, m), (p2, m2) = pair, rest
-    p2 = p2.dense() if isinstance(p2, Living) else p2
-    return torch.cat([p, p2]), None if m is None else torch.cat([m, m2])
+    p, p2 = (t.dense() if isinstance(t, Living) else t for t in (p, p2))
+    if m is None:
+        return torch.cat([p, p2]), None
+    assert m2 is not None
+    return torch.cat([p, p2]), torch.cat([m, m2])
 
 
 def _at_the_bottom(
@@ -149,12 +157,12 @@ def _at_the_bottom(
             yield numbers, {0: (u, None)}, {}
         return
     for numbers, windows in cones.push(chunk):
-        rows, reach = {}, {}
+        rows: dict[int, Pair] = {}
+        reach: dict[int, Reach] = {}
         for n, w in windows.items():
-            size = tuple(trace.data(n).shape[-2:])
-            p, m = (
-                None if t is None else place(t, w.rows, w.cols, size)[:, None] for t in (w.p, w.m)
-            )
+            size = trace.data(n).shape[-2:]
+            p = place(w.p, w.rows, w.cols, size)[:, None]
+            m = None if w.m is None else place(w.m, w.rows, w.cols, size)[:, None]
             rows[n] = (p, m)
             across = len(w.cols.starts)
             k = torch.arange(len(numbers))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -289,11 +290,10 @@ def _where(value: Value, run: Run) -> Linear:
     used = {n: [m for (k, _), m in zip(sides, masks, strict=True) if k == n] for n in parents}
 
     def fn(*rows: Tensor) -> Tensor:
-        total = 0
-        for n, r in zip(parents, rows, strict=True):
-            for mask in used[n]:
-                total = total + _wide(r, shape) * mask
-        return total
+        chosen = [
+            _wide(r, shape) * mask for n, r in zip(parents, rows, strict=True) for mask in used[n]
+        ]
+        return reduce(torch.add, chosen)
 
     return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
 
@@ -350,7 +350,8 @@ def _add(value: Value, run: Run) -> Linear:
     a, b = value.args[0], value.args[1] if len(value.args) > 1 else value.kwargs["other"]
     alpha = value.kwargs.get("alpha", 1)
     factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[value.name]
-    shape, weights, sinks = value.data.shape, {}, []
+    shape, sinks = value.data.shape, []
+    weights: dict[int, float] = {}
     for t, factor in zip((a, b), factors, strict=True):
         if isinstance(t, Ref) and not is_mask(t.number, run):
             weights[t.number] = weights.get(t.number, 0) + factor
@@ -367,11 +368,11 @@ def _add(value: Value, run: Run) -> Linear:
         raise refusal(value, "adds values that depend on the input through comparisons alone")
 
     def total(rows: tuple[Tensor, ...], ws: Iterable[float]) -> Tensor:
-        out: Tensor | None = None
-        for r, w in zip(rows, ws, strict=True):
-            r = _wide(r, shape) if w == 1 else _wide(r, shape) * w
-            out = r if out is None else out + r
-        return out
+        wide = (
+            _wide(r, shape) if w == 1 else _wide(r, shape) * w
+            for r, w in zip(rows, ws, strict=True)
+        )
+        return reduce(torch.add, wide)
 
     magnitudes = [abs(w) for w in weights.values()]
     signed = magnitudes != list(weights.values())
@@ -525,11 +526,16 @@ def _conv(value: Value, run: Run) -> Linear:
     full = None if bias is None else bias.view(shape).expand(value.data.shape)
     affine = Affine(op, transposed, weight, full, shape)
     if value.name == "conv2d" and frame is None and a.shape[0] == 1:
-        sizes = (_tuple(options[k], n) for k in ("stride", "padding", "dilation"))
-        affine.geometry = Geometry(tuple(weight.shape[2:]), *map(tuple, sizes))
+        sizes = (_two(options[k]) for k in ("stride", "padding", "dilation"))
+        affine.geometry = Geometry(_two(weight.shape[2:]), *sizes)
         affine.groups = options["groups"]
         affine.unpadded = lambda v, w: F.conv2d(v, w, **{**options, "padding": 0})
     return weighted(parent, affine, value.place.label)
+
+
+def _two(v: Any) -> tuple[int, int]:
+    height, width = _tuple(v, 2)
+    return height, width
 
 
 def _tuple(v: Any, n: int) -> list[int]:
@@ -894,7 +900,7 @@ def _max_pool(value: Value, run: Run) -> Linear:
             k: v for k, v in given.items() if v is not None
         }}  # fmt: skip
         sizes = (given[k] for k in ("kernel_size", "stride", "padding", "dilation"))
-        geometry = Geometry(*(tuple(_tuple(v, 2)) for v in sizes))
+        geometry = Geometry(*map(_two, sizes))
         winners = Winners(index.view(shape[1:]), geometry, tuple(a.shape[1:]))
     return Linear([number], fn, moves=True, transposed=transposed, winners=winners)
 

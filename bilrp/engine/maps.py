@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -180,11 +181,7 @@ class Local:
             kept[what] = kept[what] + part if what in kept else part
 
         for number, branch in enumerate(branches):
-            z = branch.z
-            if z is None:
-                z = sum(self._op(v, w) for v, w in branch.terms)
-                if branch.bias is not None:
-                    z = z + affine.shaped(branch.bias)
+            z = self._denominator(branch)
             stabilised = z + branch.epsilon * z.sign() if branch.epsilon else z
             part = value if branch.where is None else torch.where(branch.where, value, 0)
             part = part if branch.part == 1 else branch.part * part
@@ -211,6 +208,12 @@ class Local:
 
     def _op(self, v: Tensor, w: Tensor) -> Tensor:
         return self.affine.op(v[None], w)[0]
+
+    def _denominator(self, branch: Branch) -> Tensor:
+        if branch.z is not None:
+            return branch.z
+        z = reduce(torch.add, (self._op(v, w) for v, w in branch.terms))
+        return z if branch.bias is None else z + self.affine.shaped(branch.bias)
 
     def push(self, rows: Tensor, full: bool = False) -> Tensor:
         """Rows of the output; `full` leaves the products in the format of the rows."""

@@ -126,7 +126,7 @@ def _recurrent(cell: Callable, states: int) -> Callable:
             ways = []
             for way in range(two):
                 k = layer * two + way
-                w = list(weights[k * each : (k + 1) * each])
+                w: list[Tensor | None] = list(weights[k * each : (k + 1) * each])
                 w = w if bias else [*w[:2], None, None, *w[2:]]
                 state, out = tuple(h[k] for h in hx), []
                 for v in steps if way == 0 else steps[::-1]:

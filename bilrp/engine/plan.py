@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilrp.engine.kinds import Activation, Made, ModuleCall, Run, Tokens, made_of, refusal, weighted
-from bilrp.engine.maps import End, Linear, Local, Sink
+from bilrp.engine.maps import Affine, End, Linear, Local, Sink
 from bilrp.engine.modules import Opaque
 from bilrp.engine.record import Value
 from bilrp.engine.rules import LRP0, Gamma, Pass, Rule, WinnerTakeAll
@@ -77,7 +77,7 @@ class Plan:
     def __init__(self, run: Run, output: int, product: torch.dtype | None) -> None:
         self.run, self.output, self.product = run, output, product
         self.shared = self._shared_biases()
-        self.made: dict[int, Made] = {}
+        self.made: dict[int, Made | None] = {}
         self.rule: dict[int, Rule | None] = {}
         self._reach()
         self._prune()
@@ -106,6 +106,16 @@ class Plan:
     def _in_order(self) -> list[int]:
         return sorted(self.made)
 
+    def _linear(self, n: int) -> Linear:
+        made = self.made[n]
+        assert isinstance(made, Linear)
+        return made
+
+    def _affine(self, n: int) -> Affine:
+        affine = self._linear(n).affine
+        assert affine is not None
+        return affine
+
     def parents(self, n: int) -> list[int]:
         made = self.made[n]
         return made.parents if isinstance(made, Linear) else [made.parent] if made else []
@@ -121,7 +131,8 @@ class Plan:
             if n == 0:
                 self.made[0] = None
                 continue
-            made = self.made[n] = made_of(self.run.values[n], self.run)
+            made = made_of(self.run.values[n], self.run)
+            self.made[n] = made
             if isinstance(made, Linear):
                 made.sinks = [Sink(s.name, finite(s.part)) for s in made.sinks]
             waiting.update(self.parents(n))
@@ -173,7 +184,7 @@ class Plan:
             made_by = self.run.values[before]
             if not made_by.name.startswith(("conv", "linear")) or readers[before] > 1:
                 continue
-            inner, outer = layer.affine, norm.affine
+            inner, outer = layer.affine, self._affine(n)
             axis = 1 if "transpose" in made_by.name else 0
             scale = outer.weight
             shape = [1] * inner.weight.dim()
@@ -182,7 +193,10 @@ class Plan:
                 continue  # grouped
             if made_by.name == "linear" and made_by.data.dim() != 2:
                 continue
-            bias = outer.bias if inner.bias is None else outer.bias + outer.op(inner.bias, scale)
+            bias = outer.bias
+            if inner.bias is not None:
+                moved = outer.op(inner.bias, scale)
+                bias = moved if bias is None else bias + moved
             affine = replace(inner, weight=inner.weight * scale.view(shape), bias=bias)
             self.made[n] = weighted(layer.parents[0], affine, made_by.place.label)
             self.run.values[n] = replace(value, place=made_by.place)
@@ -222,9 +236,10 @@ class Plan:
     def _segment(self, n: int) -> Segment:
         if self._ends(n):
             return Segment()
-        made = self.made[n]
+        made, rule = self._linear(n), self.rule[n]
         if made.weights:
-            return Segment(n, self.rule[n], True)
+            assert rule is None or isinstance(rule, Gamma)
+            return Segment(n, rule, True)
         last = max((self.segment[p] for p in made.parents), key=lambda s: s.layer)
         return Segment(last.layer, last.rule, True)
 
@@ -307,7 +322,10 @@ class Plan:
                 return self._fused_step(made.parent, n)
             end = self._end(made.parent, value.data, made.zero, value)
             return Stage(n, [made.parent], end=end, sinks=end.sinks)
-        rule = self.rule[n]
+        return self._linear_step(n, value)
+
+    def _linear_step(self, n: int, value: Value) -> Stage:
+        made, rule = self._linear(n), self.rule[n]
         if isinstance(rule, Pass):
             parent = made.parents[0]
             end = End(self.run.data(parent), value.data, None, 0.0, None, value.place.name)
@@ -332,14 +350,14 @@ class Plan:
     def _fused_step(self, layer: int, n: int) -> Stage:
         rule = self.rule[layer]
         return self._local_step(
-            n, self.made[layer].parents[0], rule, self.run.data(layer), self.run.data(n), layer
+            n, self._linear(layer).parents[0], rule, self.run.data(layer), self.run.data(n), layer
         )
 
     def _local_step(
         self, n, parent, rule, pre: Tensor, out: Tensor, layer: int | None = None
     ) -> Stage:
         layer = n if layer is None else layer
-        affine = self.made[layer].affine
+        affine = self._affine(layer)
         name = self.run.values[layer].place.label
         a = self.run.data(parent)
         self._close_all([parent])

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from bilrp.engine.opened import FORMULAS, opened
 from bilrp.engine.registered import registered_modules
 from bilrp.engine.rules import numbered
 
+Call = tuple[tuple, dict]  # positional and named arguments
 _MODULE_CALL = {nn.Module._call_impl.__code__}
 
 
@@ -71,7 +73,7 @@ class Value:
 
     number: int
     name: str
-    func: Callable
+    func: Any
     args: tuple
     kwargs: dict
     pick: int | None
@@ -276,7 +278,7 @@ class Record(TorchFunctionMode):
                     if isinstance(item, Tensor):
                         self._name(item, f"{name}.{key}".lstrip("."))
         root = Place("", type(model), None, model, "the input")
-        self._add("input", _identity, (), {}, None, x, root)
+        self._add("input", _identity, ((), {}), None, x, root)
         own = [*model.parameters(), *model.buffers()]
         versions = [_version(t) for t in own]
         with exact(), self._opaque(), self:
@@ -330,7 +332,8 @@ class Record(TorchFunctionMode):
         place, step = Place("", type(self.model), None, self.model, ""), error.__traceback__
         while step is not None:
             m = step.tb_frame.f_locals.get("self")
-            if step.tb_frame.f_code in _MODULE_CALL and id(m) in self._where:
+            called = step.tb_frame.f_code in _MODULE_CALL
+            if called and isinstance(m, nn.Module) and id(m) in self._where:
                 place = self._place_of(m)
             step = step.tb_next
         return place
@@ -341,7 +344,7 @@ class Record(TorchFunctionMode):
         kinds = registered_modules()
         changed = []
         for m in self.model.modules():
-            kind = next((c for c in type(m).__mro__ if c in kinds), None)
+            kind: Any = next((c for c in type(m).__mro__ if c in kinds), None)
             if kind is not None and type(m).forward is kind.forward:
                 m.__dict__["forward"] = self._one_call(m, m.forward)
                 changed.append(m)
@@ -365,8 +368,8 @@ class Record(TorchFunctionMode):
             self.names[id(t)] = name
             self._constants.append(t)
 
-    def _add(self, name, func, args, kwargs, pick, data: Tensor, place: Place) -> None:
-        value = Value(len(self.values), name, func, args, kwargs, pick, data, place)
+    def _add(self, name: str, func: Any, call: Call, pick, data: Tensor, place: Place) -> None:
+        value = Value(len(self.values), name, func, *call, pick, data, place)
         self.values.append(value)
         self._known[id(data)] = (data, value.number, _version(data))
 
@@ -408,7 +411,7 @@ class Record(TorchFunctionMode):
             self._written(written, first, kept, name, place)
         if name == "__setitem__":
             out_data = args[0]
-            self._add(name, _set_item, *recorded, None, out_data, place)
+            self._add(name, _set_item, recorded, None, out_data, place)
             return out
         self._results(
             name.rstrip("_") if written else name, func, recorded, out, place, bool(written)
@@ -421,11 +424,11 @@ class Record(TorchFunctionMode):
             recorded = (tuple(a for a in recorded[0] if a is not True), recorded[1])
             recorded[1].pop("inplace", None)
         if isinstance(out, Tensor):
-            self._add(name, func, *recorded, None, out, place)
+            self._add(name, func, recorded, None, out, place)
         elif isinstance(out, tuple | list):
             for pick, t in enumerate(out):
                 if isinstance(t, Tensor):
-                    self._add(name, func, *recorded, pick, t, place)
+                    self._add(name, func, recorded, pick, t, place)
 
     def _ref(self, t: Any) -> Any:
         if not isinstance(t, Tensor) or id(t) not in self._known:
@@ -474,7 +477,7 @@ class Record(TorchFunctionMode):
             self.values[number].data = kept
 
     def _place(self) -> Place:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         line, user, inner = "?", None, None
         while frame is not None:
             file = frame.f_code.co_filename
@@ -484,7 +487,7 @@ class Record(TorchFunctionMode):
                 inner = frame  # of torch itself, if the model's own code does not call
             if frame.f_code in _MODULE_CALL:
                 m = frame.f_locals.get("self")
-                if id(m) in self._where:
+                if isinstance(m, nn.Module) and id(m) in self._where:
                     name, number = self._where[id(m)]
                     shown = user or inner
                     if shown is not None:

@@ -159,16 +159,15 @@ class Gamma(Rule):
         if self.gamma == 0:
             return LRP0().branches(a, weight, bias, pre, out)
 
-        def enlarge(t: Tensor | None, sign: int) -> Tensor | None:
-            if t is None:
-                return None
+        def enlarge(t: Tensor, sign: int) -> Tensor:
             return t + self.gamma * (t.clamp(min=0) if sign > 0 else t.clamp(max=0))
 
         def branch(sign: int) -> Branch:
             terms = [(a.clamp(min=0) if signed else a, enlarge(weight, sign))]
             if signed:
                 terms.append((a.clamp(max=0), enlarge(weight, -sign)))
-            return Branch(tuple(terms), enlarge(bias, sign), where=out * sign > 0)
+            own = None if bias is None else enlarge(bias, sign)
+            return Branch(tuple(terms), own, where=out * sign > 0)
 
         signed = bool((a < 0).any())
         return [branch(+1), branch(-1)] if bool((out < 0).any()) else [branch(+1)]
@@ -244,13 +243,14 @@ class AlphaBeta(Rule):
 
     def branches(self, a, weight, bias, pre, out):
         def branch(sign: int, part: float) -> Branch:
-            def side(t: Tensor | None, s: int) -> Tensor | None:
-                return None if t is None else t.clamp(min=0) if s > 0 else t.clamp(max=0)
+            def side(t: Tensor, s: int) -> Tensor:
+                return t.clamp(min=0) if s > 0 else t.clamp(max=0)
 
             terms = [(a.clamp(min=0), side(weight, sign))]
             if bool((a < 0).any()):
                 terms.append((a.clamp(max=0), side(weight, -sign)))
-            return Branch(tuple(terms), side(bias, sign), part=part)
+            own = None if bias is None else side(bias, sign)
+            return Branch(tuple(terms), own, part=part)
 
         found = [branch(+1, self.alpha)]
         return found if self.alpha == 1 else [*found, branch(-1, 1 - self.alpha)]

@@ -21,7 +21,9 @@ from bilrp.engine.record import Record, exact, place_and_format, shadow
 from bilrp.engine.rules import RuleBook, Rules
 from bilrp.engine.windows import Geometry
 
-Pair = tuple[Tensor, Tensor | None]
+Rows = Tensor | Living  # of one value
+Pair = tuple[Rows, Tensor | None]  # p and, inside a segment with gamma, m
+Parts = tuple[Tensor, Tensor | None]
 
 
 class Trace:
@@ -191,7 +193,7 @@ class Trace:
         self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach], full: bool
     ) -> Pair:
         if stage.tokens:
-            u, shape = rows[0][0], self.data(stage.number).shape
+            (u, _), shape = self._dense(0, rows), self.data(stage.number).shape
             extra = len(shape) - (u.dim() - 1)
             return u.view(*u.shape, *[1] * extra).expand(len(u), *shape), None
         if stage.local is not None:
@@ -226,9 +228,15 @@ class Trace:
                 if not isinstance(given, Living):
                     given = Living.of(given, self.data(n)[0] != 0, reach.get(n))
                 scale = self.needed_scale(stage)
-                return given.convolved(local.terms[0][1], scale, local.affine.geometry)
-        given = given if self.by_number[n].shares else self._closed(rows, n)
-        return local.push(given, full) if isinstance(local, Local) else local.push(given)
+                geometry = local.affine.geometry
+                assert geometry is not None
+                return given.convolved(local.terms[0][1], scale, geometry)
+        if not (self.by_number[n].shares and isinstance(given, Tensor)):
+            given = self._closed(rows, n)
+        if isinstance(local, Local):
+            return local.push(given, full)
+        assert local is not None
+        return local.push(given)
 
     def _reached(self, stage: Stage, reach: dict[int, Reach]) -> None:
         g = self.geometry(stage)
@@ -257,15 +265,14 @@ class Trace:
         """Multiply-adds of a layer on its living inputs and outputs alone; inf if it cannot."""
         local = stage.local
         # On a GPU one large product beats many small ones, so it is left to whole maps there.
-        applies = (
-            isinstance(local, Local)
-            and local.affine.geometry is not None
-            and local.affine.groups == 1
-            and len(local.terms) == 1
-            and local.terms[0][0] is None
-            and self.features.device.type == "cpu"
-        )
-        if not applies:
+        if (
+            not isinstance(local, Local)
+            or local.affine.geometry is None
+            or local.affine.groups > 1
+            or len(local.terms) > 1
+            or local.terms[0][0] is not None
+            or self.features.device.type != "cpu"
+        ):
             return float("inf")
         a, needed = self.data(stage.parents[0]), self.needed_scale(stage) != 0
         return living_cost(a, needed, local.affine.weight, owners)
@@ -273,6 +280,7 @@ class Trace:
     def needed_scale(self, stage: Stage) -> Tensor:
         """f_k of a layer, (C, H, W), 0 where no relevance of the features can arrive."""
         if stage.number not in self._scales:
+            assert isinstance(stage.local, Local)
             scale = stage.local.scales[0][0]
             readers = [s for s in self.steps if stage.number in s.parents]
             if len(readers) == 1 and stage.number != self.output:
@@ -286,14 +294,17 @@ class Trace:
             self._scales[stage.number] = scale
         return self._scales[stage.number]
 
-    def _parts(self, n: int, rows: dict[int, Pair]) -> Pair:
-        p, m = rows[n]
-        p = p.dense() if isinstance(p, Living) else p
+    def _parts(self, n: int, rows: dict[int, Pair]) -> Parts:
+        p, m = self._dense(n, rows)
         return (p * self.data(n), None) if self.by_number[n].shares else (p, m)
 
-    def _pair(self, n: int, rows: dict[int, Pair]) -> Pair:
+    def _dense(self, n: int, rows: dict[int, Pair]) -> Parts:
+        p, m = rows[n]
+        return (p.dense() if isinstance(p, Living) else p), m
+
+    def _pair(self, n: int, rows: dict[int, Pair]) -> tuple[Tensor, Tensor]:
         p, m = self._parts(n, rows)
-        return (p, m) if self.by_number[n].pair else (p, p * self.data(n).sign())
+        return (p, p * self.data(n).sign()) if m is None else (p, m)
 
     def _closed(self, rows: dict[int, Pair], n: int) -> Tensor:
         """Parts of a value whose segment, if it is in one, ends with it."""
@@ -333,7 +344,7 @@ class Trace:
 
     def pull_rows(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """`pull` of c = R / a: relevance of the inputs (K, *input), of the sinks (sinks, K)."""
-        waiting: dict[int, Pair] = {}
+        waiting: dict[int, Parts] = {}
         kept: dict[str, Tensor] = {}
 
         def keep(sinks: list[Sink], p: Tensor, m: Tensor | None) -> None:
@@ -391,6 +402,7 @@ class Trace:
             give(parents[0], *step.end.pull(p))
         else:
             linear = step.linear
+            assert linear is not None
             shapes = [self.data(n).shape for n in parents]
 
             def transposed(c: Tensor, absolute: bool) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +102,7 @@ def cut(image: Tensor, rows: Span, cols: Span) -> Tensor:
     return windows.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def place(windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]) -> Tensor:
+def place(windows: Tensor, rows: Span, cols: Span, size: Sequence[int]) -> Tensor:
     """Whole maps (patches, channels, *size) with the windows in their places: undoes `cut`."""
     maps = windows.new_zeros(*windows.shape[:2], *size)
     for full, window, (r, c) in _placed(windows, rows, cols, size):
@@ -110,7 +110,7 @@ def place(windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]) -> Ten
     return maps
 
 
-def sum_of_windows(windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]) -> Tensor:
+def sum_of_windows(windows: Tensor, rows: Span, cols: Span, size: Sequence[int]) -> Tensor:
     """Sum of all windows in their places, (channels, *size), in float64."""
     total = windows.new_zeros(windows.shape[1], *size, dtype=torch.float64)
     for _, window, (r, c) in _placed(windows, rows, cols, size):
@@ -150,7 +150,7 @@ def _row_of(windows: Tensor, rows: Span, cols: Span, y: int, width: int) -> tupl
 
 
 def _placed(
-    windows: Tensor, rows: Span, cols: Span, size: tuple[int, int]
+    windows: Tensor, rows: Span, cols: Span, size: Sequence[int]
 ) -> Iterator[tuple[int, Tensor, tuple]]:
     """Each window with its number and its (slice of the map, slice of the window) per axis."""
     starts = itertools.product(rows.starts, cols.starts)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilrp._names import needs
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.registered import register
 from bilrp.engine.rules import Rule
@@ -121,7 +122,8 @@ def character_height(ink: Tensor, least: int = 8) -> float | None:
     rules and smudges are; at least `least` of them are needed. Three quarters are no taller than
     the result: small letters, small old-style figures and specks hardly matter to it.
     """
-    from scipy import ndimage
+    with needs("book"):
+        from scipy import ndimage
 
     parts, count = ndimage.label(ink[0].cpu().numpy() > 0.35, structure=np.ones((3, 3)))
     boxes = ndimage.find_objects(parts, count)
@@ -316,7 +318,7 @@ class BigramNetwork(nn.Sequential):
 
     def save(self, path: str | Path) -> None:
         """Write the weights of a network made of `Ink` and `digit_convolutions()`, for `load`."""
-        ink, *convolutions = self.digits
+        ink, *convolutions = self.digits.children()
         weights = nn.Sequential(*convolutions).state_dict()
         digit_convolutions().load_state_dict(weights)  # refuses what load could not read
         saved = dict(weights=weights, digit_height=ink.digit_height, shifts=self.both.shifts)
@@ -442,6 +444,7 @@ def _smaller(step: Step, a: Tensor, rule: Rule | None, product: torch.dtype | No
 
 @register(Or)
 def _largest(step: Step, a: Tensor, rule: Rule | None, product: torch.dtype | None) -> RelevanceMap:
+    assert isinstance(step.module, Or)
     alternatives = step.module._alternatives(a)
     output, winner = alternatives.max(1)  # the first of several
     each = output[0].numel()

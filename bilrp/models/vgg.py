@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bilrp._names import needs
 from bilrp.engine.owners import check_finite
 from bilrp.engine.rules import ZB, Gamma, Rule
+from bilrp.models.pixels import check_pixels
 
 # torchvision's normalisation of ImageNet pixels in [0, 1], red, green, blue.
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -33,13 +35,7 @@ def normalize(x: Tensor) -> Tensor:
     ValueError
         If there are not 3 channels or the values leave [0, 1], naming what was found.
     """
-    if x.dim() not in (3, 4) or x.shape[-3] != 3:
-        raise ValueError(f"normalize needs (3, H, W) or (N, 3, H, W), got {tuple(x.shape)}")
-    if not x.is_floating_point() or not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise ValueError(
-            f"normalize needs floating-point pixels in [0, 1], got {x.dtype} from {x.min()} to "
-            f"{x.max()}; divide bytes by 255"
-        )
+    check_pixels(x, "normalize")
     return (x - MEAN.to(x)) / STD.to(x)
 
 
@@ -67,7 +63,8 @@ def vgg16(layer: int = 31) -> nn.Sequential:
     ------
     Simonyan and Zisserman (2015), configuration D; Eberle et al. (2022), Section 5.
     """
-    import torchvision  # takes a second to import: only those pay who ask for VGG-16
+    with needs("vgg"):
+        import torchvision  # takes a second to import: only those pay who ask for VGG-16
 
     from bilrp.book.data import vgg16_state
 
@@ -111,7 +108,8 @@ def vgg16_features(
     ------
     Eberle et al. (2022), Section 5.1.
     """
-    from tqdm import tqdm
+    with needs("vgg"):
+        from tqdm import tqdm
 
     if x.dim() != 4 or x.shape[1] != 3 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(f"x must be (N, 3, H, W), floating-point; got {x.dtype} {tuple(x.shape)}")

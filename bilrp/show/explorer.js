@@ -1,4 +1,5 @@
 // The explorer: two pictures, and which patches of the one are similar to which of the other.
+// What differs for two lines of text is in explorer_text.js: see the two kinds, picture and line.
 //
 // One module for two worlds. In a live notebook, anywidget calls render() and the data come from
 // the kernel; in a page, mountAll() finds the data beside the script. Both end in mount(), which
@@ -52,8 +53,8 @@ const PICTURE = `<div class="pic" role="grid" tabindex="0">
   <img class="dark-light" alt="" draggable="false"><canvas></canvas>
   <div><div class="patch" role="gridcell" hidden></div></div></div>`;
 const options = (...names) => names.map((name) => `<option>${name}</option>`).join("");
-const TEMPLATE = `<style>${CSS}</style>
-<div class="stage">${PICTURE}${PICTURE}<svg class="arcs" aria-hidden="true"></svg></div>
+const template = (kind) => `<style>${CSS.replace(/}$/, `${kind.css}}`)}</style>
+<div class="stage">${kind.html}${kind.html}<svg class="arcs" aria-hidden="true"></svg></div>
 <p class="numbers" aria-live="polite"></p>
 <p class="cover" aria-live="polite" hidden><span class="predicted"></span>
   <button type="button" class="ask" hidden>True change</button> <span class="true"></span></p>
@@ -62,13 +63,20 @@ const TEMPLATE = `<style>${CSS}</style>
     title="in per cent of the strongest pair"><output></output></label>
   <label>Sign <select class="sign">${options("both", "positive", "negative")}</select></label>
   <label>Draw <select class="draw">${options("heat and arcs", "heat", "arcs")}</select></label>
-  <label><input class="covering" type="checkbox"> Cover</label>
+  <label><input class="covering" type="checkbox"> ${kind.verb}</label>
   <button type="button" class="swap">Swap</button>
   <button type="button" class="reset">Reset</button>
 </div>
 <details><summary>The strongest pairs as a table</summary><table></table></details>`;
 const RED = [178, 24, 43], BLUE = [33, 102, 172];
 const MOST_ARCS = 40; // for one patch; more would hide the picture
+
+// Two pictures. For text, see `line`: the same names, so that nothing else asks which it is.
+const picture = {
+  one: "patch", many: "patches", covered: "covered", verb: "Cover", html: PICTURE, css: "",
+  place: patchPlace, fill: fillPicture, heat: heatPicture, box: patchBox, middle: patchMiddle,
+  under: patchUnder, arc: patchArc,
+};
 
 /** Numbers of the given kind from a base64 string of little-endian bytes. */
 function unpack(Kind, text) {
@@ -83,11 +91,12 @@ const on = (element, kinds, act) =>
 function mount(root, data, ask) {
   root.className = "bilrp-explorer";
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own use of arrow keys and Enter
-  root.innerHTML = TEMPLATE;
+  const kind = data.tokens ? line : picture;
+  root.innerHTML = template(kind);
   const find = (name) => root.querySelector(name), known = decode(data);
   // All that the functions below share: what is known, and what the reader has chosen.
   const view = {
-    root, data, ask, find, ...known,
+    root, data, ask, find, kind, ...known,
     stage: find(".stage"), svg: find(".arcs"), pics: [...root.querySelectorAll(".pic")],
     covering: find("input.covering"),
     at: null, // the patch pointed at, {side, patch}
@@ -96,10 +105,11 @@ function mount(root, data, ask) {
     paint: null, // what a drag does: cover (true) or uncover
     ticket: 0, // of the latest question to the kernel
     covered: [new Set(), new Set()],
-    last: known.size.map((g) => (g.rows >> 1) * g.columns + (g.columns >> 1)), // for the keyboard
+    last: known.size.map((g) => kind === line ? 0 // for the keyboard: where it begins
+      : (g.rows >> 1) * g.columns + (g.columns >> 1)),
   };
   for (const side of [0, 1]) {
-    fillPicture(view, side);
+    kind.fill(view, side);
     answerPointer(view, side);
     answerKeys(view, side);
   }
@@ -121,7 +131,8 @@ function decode(data) {
   const largest = (numbers) => numbers.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
   const score = (side, patch, other) =>
     scores[side ? other * count[1] + patch : patch * count[1] + other];
-  return { y: data.y, names: data.names, pictures: data.pictures, size, count, sums, score,
+  const { y, names, pictures, tokens } = data;
+  return { y, names, pictures, tokens, size, count, sums, score,
     strongest: largest(scores), strongestSum: sums.map(largest) };
 }
 
@@ -166,7 +177,9 @@ const many = (n, what, plural) => `${n} ${n === 1 ? what : plural}`;
 const make = (tag, textContent, className = "") =>
   Object.assign(document.createElement(tag), { textContent, className });
 
-function place({ size }, side, patch) {
+const place = (view, side, patch) => view.kind.place(view, side, patch);
+
+function patchPlace({ size }, side, patch) {
   const { columns } = size[side];
   return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
 }
@@ -180,11 +193,11 @@ const change = (view, title, v) =>
   [title, share(view, v), ` (${plain(view.y)} → ${plain(view.y + v)})`];
 
 function writeNumbers(view, list) {
-  const { at, pair, data, names, sums, y } = view;
+  const { at, kind, pair, data, names, sums, y } = view;
   const line = view.find(".numbers"), biases = y ? `biases ${percent(data.bias)}` : "";
   line.replaceChildren("y = ", make("b", plain(y)));
-  if (biases) line.append(`: patches carry ${percent(1 - data.bias)}, ${biases}`);
-  if (!at) return line.append(" · Point at a patch.");
+  if (biases) line.append(`: ${kind.many} carry ${percent(1 - data.bias)}, ${biases}`);
+  if (!at) return line.append(` · Point at a ${kind.one}.`);
   line.replaceChildren(`${names[at.side]}, ${place(view, at.side, at.patch)}: `,
     share(view, sums[at.side][at.patch]), y ? " of y" : "",
     ` · ${many(list.length, "partner", "partners")} shown: `,
@@ -196,14 +209,14 @@ function writeNumbers(view, list) {
 }
 
 function writeCover(view) {
-  const { ask, covered, find } = view, n = covered[0].size + covered[1].size;
+  const { ask, covered, find, kind } = view, n = covered[0].size + covered[1].size;
   view.ticket++; // an answer to an earlier question is no longer one
   find(".true").replaceChildren();
   find(".cover").hidden = !n && !view.covering.checked;
   Object.assign(find(".ask"), { hidden: !ask || !n, disabled: false });
-  const title = `${many(n, "patch", "patches")} covered · predicted change: `;
+  const title = `${many(n, kind.one, kind.many)} ${kind.covered} · predicted change: `;
   find(".predicted").replaceChildren(...(n ? change(view, title, predictedChange(view))
-    : ["Click, drag or press space to cover patches."]));
+    : [`Click, drag or press space: ${kind.many} are ${kind.covered}.`]));
 }
 
 function writeTable(view, list) {
@@ -228,7 +241,7 @@ function fillPicture({ names, pics, pictures, size }, side) {
 }
 
 /** One pixel of the canvas is one patch: covered, or tinted by strength(patch) in -1..1. */
-function drawHeat({ pics, pictures, size, count, covered }, side, strength) {
+function heatPicture({ pics, pictures, size, count, covered }, side, strength) {
   const context = pics[side].querySelector("canvas").getContext("2d");
   const image = context.createImageData(size[side].columns, size[side].rows);
   for (let p = 0; p < count[side]; p++) {
@@ -254,48 +267,58 @@ function tint(view, side, list) {
 }
 
 /** The middle of a patch on the stage, in pixels. */
-function middle({ pics, size }, side, patch) {
+function patchMiddle({ pics, size }, side, patch) {
   const { rows, columns } = size[side], pic = pics[side];
   return [pic.offsetLeft + (((patch % columns) + 0.5) * pic.offsetWidth) / columns,
     pic.offsetTop + ((Math.floor(patch / columns) + 0.5) * pic.offsetHeight) / rows];
 }
 
-function drawArcs(view, list) {
-  const { at, pics, strongest } = view;
+function patchArc({ pics }, [ax, ay], [bx, by]) {
   const stacked = Math.abs(pics[0].offsetTop - pics[1].offsetTop) > pics[0].offsetHeight / 2;
+  const mx = (ax + bx) / 2, my = (ay + by) / 2;
+  const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
+    : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
+  return `M${ax},${ay}Q${bend} ${bx},${by}`;
+}
+
+function drawArcs(view, list) {
+  const { at, kind, strongest } = view;
   view.svg.innerHTML = list.map(([i, j, v]) => { // numbers only
-    const [ax, ay] = middle(view, 0, i), [bx, by] = middle(view, 1, j);
-    const mx = (ax + bx) / 2, my = (ay + by) / 2; // below: among all pairs, the weak keep quiet
+    const curve = kind.arc(view, kind.middle(view, 0, i), kind.middle(view, 1, j));
+    // among all pairs, the weak keep quiet
     const weight = (Math.abs(v) / strongest) ** (at ? 0.5 : 1);
-    const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
-      : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
-    return `<path class="${v > 0 ? "pos" : "neg"}" d="M${ax},${ay}Q${bend} ${bx},${by}"
+    return `<path class="${v > 0 ? "pos" : "neg"}" d="${curve}"
         opacity="${0.15 + 0.8 * weight}" stroke-width="${0.7 + 1.5 * weight}"/>`;
   }).reverse().join(""); // the strongest on top
 }
 
+/** Where the frame around a patch lies in its picture, as style. */
+function patchBox({ size }, side, patch) {
+  const { rows, columns } = size[side], row = Math.floor(patch / columns), column = patch % columns;
+  const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];
+  return { inset: box.map((part) => `${100 * part}%`).join(" ") };
+}
+
 /** The frame around the patch pointed at; to screen readers, the selected cell. */
 function drawFrame(view, side) {
-  const { at, covered, locked, pair, size } = view, pic = view.pics[side];
+  const { at, covered, kind, locked, pair, size } = view, pic = view.pics[side];
   const frame = pic.querySelector(".patch"), here = at?.side === side;
-  const patch = at && (here ? at.patch : pair), { rows, columns } = size[side];
+  const patch = at && (here ? at.patch : pair), { columns } = size[side];
   frame.hidden = patch === null;
   frame.parentElement.role = frame.hidden ? null : "row"; // a row without a cell is none
   if (frame.hidden) return pic.removeAttribute("aria-activedescendant");
-  const row = Math.floor(patch / columns), column = patch % columns;
-  const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];
-  frame.style.inset = box.map((part) => `${100 * part}%`).join(" ");
+  Object.assign(frame.style, kind.box(view, side, patch));
   frame.className = `patch ${locked && here ? "locked" : ""}`;
-  frame.ariaLabel = place(view, side, patch) + (covered[side].has(patch) ? ", covered" : "");
-  Object.assign(frame, { ariaSelected: here, ariaColIndex: column + 1 });
-  frame.parentElement.ariaRowIndex = row + 1;
+  frame.ariaLabel = place(view, side, patch) + (covered[side].has(patch) ? `, ${kind.covered}` : "");
+  Object.assign(frame, { ariaSelected: here, ariaColIndex: patch % columns + 1 });
+  frame.parentElement.ariaRowIndex = Math.floor(patch / columns) + 1;
   pic.setAttribute("aria-activedescendant", frame.id);
 }
 
 function draw(view) {
   const { at, find, pics } = view, list = pairs(view);
   for (const side of [0, 1]) {
-    drawHeat(view, side, tint(view, side, list));
+    view.kind.heat(view, side, tint(view, side, list));
     drawFrame(view, side);
     pics[side].classList.toggle("quiet", !at || at.side !== side);
   }
@@ -335,7 +358,7 @@ function cover(view, side, patch, hide) {
 }
 
 /** The patch under the pointer, or null beside the picture. */
-function under({ pics, size }, side, event) {
+function patchUnder({ pics, size }, side, event) {
   const box = pics[side].getBoundingClientRect(), { rows, columns } = size[side];
   const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
   const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
@@ -346,7 +369,7 @@ function under({ pics, size }, side, event) {
 function answerPointer(view, side) {
   const pic = view.pics[side], { covering } = view;
   on(pic, "pointerdown pointermove", (event) => {
-    const patch = under(view, side, event);
+    const patch = view.kind.under(view, side, event);
     if (patch === null) return;
     if (event.type === "pointerdown" && !event.button && covering.checked)
       view.paint = !view.covered[side].has(patch);
@@ -361,7 +384,7 @@ function answerPointer(view, side) {
     if (event.type === "pointerleave" && event.pointerType !== "touch") leave(view);
   });
   on(pic, "click", (event) => {
-    const patch = under(view, side, event);
+    const patch = view.kind.under(view, side, event);
     if (!covering.checked && patch !== null) lock(view, side, patch);
   });
 }
@@ -379,6 +402,7 @@ function answerKeys(view, side) {
       ArrowUp: () => step(patch >= columns, -columns),
       ArrowDown: () => step(patch + columns < count[side], columns),
       ArrowLeft: () => step(column > 0, -1), ArrowRight: () => step(column < columns - 1, 1),
+      Home: () => step(true, -column), End: () => step(true, columns - 1 - column),
       Enter: () => lock(view, side, patch), Escape: () => { view.locked = false; draw(view); },
       " ": () => covering.checked && cover(view, side, patch, !view.covered[side].has(patch)),
     };

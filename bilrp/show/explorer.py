@@ -2,7 +2,8 @@
 
 The drawing is done by one ES module, `explorer.js`. In a live notebook it runs as a widget (through
 anywidget) and can ask the kernel for the true effect of covering patches; in a page of the book, or
-where anywidget is missing, the same module is part of the HTML, beside its data.
+where anywidget is missing, the same module is part of the HTML, beside its data. For text instead
+of pictures, see `bilrp.show.text`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from torch import Tensor
 from bilrp._names import needs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from bilrp.engine.explanation import Explanation
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDEST = 416  # pixels: no picture is shown wider, so none is sent wider
 FINE = 2**16  # up to so many pairs, a score takes two bytes; beyond, one
 STRONGEST = 60  # pairs of each sign that may be drawn before a patch is pointed at
+
+MODULES = ("explorer.js", "explorer_text.js")
 
 Cover = Iterable[tuple[int, int]]
 
@@ -66,9 +71,9 @@ class Explorer:
     def __init__(
         self,
         explanation: Explanation,
-        x: Tensor,
-        x2: Tensor,
-        similarity: Callable[[Tensor, Tensor], float] | None = None,
+        x: Any,  # of the subclass for text: its tokens
+        x2: Any,
+        similarity: Callable[[Any, Any], float] | None = None,
         names: tuple[str, str] = ("First picture", "Second picture"),
         alt: str | None = None,
     ) -> None:
@@ -76,16 +81,12 @@ class Explorer:
             raise ValueError(f"names must be two strings, got {names!r}")
         self.explanation, self.x, self.x2, self.similarity = explanation, x, x2, similarity
         self.names = tuple(names)
-        self.alt = alt or (
-            f"Two pictures side by side: {names[0]}, {names[1]}. Arcs join the patches that make "
-            "them similar (red) and those that speak against it (blue); "
-            f"y = {explanation.similarity:.4g}."
-        )
-        self._still = _still(explanation, x, x2)  # also checks that the images fit
+        self.alt = alt or self._described()
+        self._still = self._drawn()  # also checks that the inputs fit
         numbers = (explanation.matrix, explanation.ledger, torch.tensor(explanation.similarity))
         if not all(torch.isfinite(values).all() for values in numbers):
             raise ValueError("the explanation holds NaN or infinite scores; nothing can be drawn")
-        self._data = _data(explanation, (x, x2), self.names)
+        self._data = _data(explanation) | {"names": list(names)} | self._shown()
         self._widget: Any = None
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class Explorer:
             For a patch outside the grid.
         """
         matrix = self.explanation.matrix.cpu().double()
-        keep, keep2 = (~mask.flatten() for mask in self._masks(patches, patches2))
+        keep, keep2 = (~mask.flatten().cpu() for mask in self._masks(patches, patches2))
         return float(matrix[keep][:, keep2].sum() - matrix.sum())
 
     def true_change(self, patches: Cover = (), patches2: Cover = ()) -> float:
@@ -129,7 +130,7 @@ class Explorer:
         if self.similarity is None:
             raise ValueError("the true change needs `similarity`: explore(x, x2, similarity=...)")
         masks = self._masks(patches, patches2)
-        covered = [_covered(v, mask) for v, mask in zip((self.x, self.x2), masks, strict=True)]
+        covered = [self._without(v, m) for v, m in zip((self.x, self.x2), masks, strict=True)]
         with torch.no_grad():
             return float(self.similarity(*covered)) - float(self.similarity(self.x, self.x2))
 
@@ -166,9 +167,8 @@ class Explorer:
         else:
             reply["ticket"] = message.get("ticket")  # which question of which view this answers
             try:
-                grid = self._data["grid"]
                 cover = [
-                    [divmod(int(patch), grid[2 * side + 1]) for patch in message["cover"][side]]
+                    [self._place(side, int(patch)) for patch in message["cover"][side]]
                     for side in (0, 1)
                 ]
                 reply["change"] = self.true_change(*cover)
@@ -177,6 +177,31 @@ class Explorer:
             except Exception as error:  # whatever the caller's similarity raises is for the reader
                 reply["change"], reply["error"] = None, f"{type(error).__name__}: {error}"
         widget.send(reply)
+
+    # What a subclass for other inputs says in its own way.
+
+    def _described(self) -> str:
+        return (
+            f"Two pictures side by side: {self.names[0]}, {self.names[1]}. Arcs join the patches "
+            "that make them similar (red) and those that speak against it (blue); "
+            f"y = {self.explanation.similarity:.4g}."
+        )
+
+    def _drawn(self) -> str:
+        """The picture for readers without scripts, as a data URL."""
+        from bilrp.show.plot import arcs
+
+        return still(lambda ax: arcs(self.explanation, self.x, self.x2, ax=ax))
+
+    def _shown(self) -> dict[str, Any]:
+        """What the browser needs to know of the inputs."""
+        return {"pictures": [_picture(image) for image in (self.x, self.x2)]}
+
+    def _place(self, side: int, number: int) -> Any:
+        return divmod(number, self._data["grid"][2 * side + 1])
+
+    def _without(self, x: Tensor, mask: Tensor) -> Tensor:
+        return _covered(x, mask)
 
     def _masks(self, *cover: Cover) -> list[Tensor]:
         """Covered patches as bool (H/p, W/p) for each side."""
@@ -216,8 +241,8 @@ def quantize(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(kind), most / full**2
 
 
-def _data(explanation: Explanation, images: Iterable[Tensor], names: Iterable[str]) -> dict:
-    """All that the module in the browser needs to know, ready for JSON."""
+def _data(explanation: Explanation) -> dict[str, Any]:
+    """What the module in the browser needs to know of the scores, ready for JSON."""
     scores = explanation.matrix.detach().cpu().double().numpy()
     codes, scales = quantize(scores)
     y = explanation.similarity
@@ -226,8 +251,9 @@ def _data(explanation: Explanation, images: Iterable[Tensor], names: Iterable[st
     signs = np.repeat([1, -1], len(ends) // 2)
     ends = ends[scores.ravel()[ends] * signs > 0]
     ends = ends[np.argsort(-np.abs(scores.ravel()[ends]), kind="stable")]
+    shape = list(explanation.relevance.shape)
     return {
-        "grid": list(explanation.relevance.shape),
+        "grid": shape if len(shape) == 4 else [1, scores.shape[0], 1, scores.shape[1]],
         "y": y,
         "bias": 1 - float(explanation.ledger[0, 0]) / y if y else None,
         "bits": 8 * codes.itemsize,
@@ -235,8 +261,6 @@ def _data(explanation: Explanation, images: Iterable[Tensor], names: Iterable[st
         "scales": _base64(scales),
         "sums": [_base64(scores.sum(1)), _base64(scores.sum(0))],
         "strongest": [int(pair) for pair in ends],
-        "pictures": [_picture(image) for image in images],
-        "names": list(names),
     }
 
 
@@ -265,16 +289,14 @@ def _picture(x: Tensor) -> dict:
     }
 
 
-def _still(explanation: Explanation, x: Tensor, x2: Tensor) -> str:
-    """The picture for readers without scripts, as a data URL."""
+def still(draw: Callable[[Axes], Any], size: tuple[float, float] = (5.2, 2.6)) -> str:
+    """A picture as a data URL, drawn by `draw(ax)`; size in inches."""
     with needs("plot"):
         from matplotlib.figure import Figure
 
-    from bilrp.show.plot import arcs
-
     # not through pyplot: the notebook must not show it, too
-    figure = Figure(figsize=(5.2, 2.6), dpi=100, layout="constrained")
-    arcs(explanation, x, x2, ax=figure.add_subplot())
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    draw(figure.add_subplot())
     file = io.BytesIO()
     figure.savefig(file, format="jpeg", pil_kwargs={"quality": 75, "optimize": True})
     return _jpeg(file)
@@ -293,7 +315,8 @@ def _covered(x: Tensor, mask: Tensor) -> Tensor:
 
 @cache
 def _module() -> str:
-    return Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
+    here = Path(__file__)
+    return "\n".join(here.with_name(n).read_text(encoding="utf-8") for n in MODULES)
 
 
 @cache

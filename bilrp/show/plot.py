@@ -18,6 +18,7 @@ with needs("plot"):
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
 POSITIVE, NEGATIVE, INK = "#b2182b", "#2166ac", "#333333"  # told apart by all kinds of eyes
+ONE, OTHER = "#6a3d9a", "#1b7837"  # two kinds of things, where neither is for or against
 DIVERGING = LinearSegmentedColormap.from_list("relevance", [NEGATIVE, "white", POSITIVE])
 
 
@@ -143,20 +144,84 @@ def share_of_image(explanation: Explanation, side: int = 0) -> Tensor:
 def heat(explanation: Explanation, x: Tensor, x2: Tensor, axes: Sequence[Axes]) -> None:
     """Both images, each patch tinted by the relevance that it takes part in."""
     for side, (ax, v) in enumerate(zip(axes, (x, x2), strict=True)):
-        image = _pixels(v)
-        share = share_of_image(explanation, side).cpu()
-        most = float(share.abs().max()) or 1.0
-        height, width = image.shape[:2]
-        ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
-        ax.imshow(
-            share,
-            cmap=DIVERGING,
-            vmin=-most,
-            vmax=most,
-            alpha=share.abs().div(most).pow(0.7).numpy() * 0.85,
-            extent=(0, width, height, 0),
+        tinted(v, share_of_image(explanation, side), ax)
+
+
+def tinted(x: Tensor, share: Tensor, ax: Axes, most: float | None = None) -> None:
+    """An image (3, H, W) in grey, each patch tinted by its number in `share` (H/p, W/p).
+
+    Parameters
+    ----------
+    most : float, optional
+        The number that gets the full colour. Default: the largest.
+    """
+    image, shares = _pixels(x), share.detach().cpu().numpy()
+    size = np.abs(shares)
+    most = most or float(size.max()) or 1.0
+    height, width = image.shape[:2]
+    ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
+    ax.imshow(
+        shares,
+        cmap=DIVERGING,
+        vmin=-most,
+        vmax=most,
+        alpha=np.clip(size / most, 0, 1) ** 0.7 * 0.85,
+        extent=(0, width, height, 0),
+    )
+    ax.set_axis_off()
+
+
+def table(
+    explanation: Explanation,
+    tokens: Sequence[str],
+    tokens2: Sequence[str],
+    ax: Axes | None = None,
+    title: str | None = None,
+    most: float | None = None,
+) -> Axes:
+    """Token by token: a table of shares of the similarity, in per cent of y.
+
+    Parameters
+    ----------
+    explanation : Explanation
+        Of groups: relevance (G, G').
+    tokens, tokens2 : sequence of str
+        What the owners of x (rows) and of x' (columns) are called.
+    most : float, optional
+        The share, in per cent, of the strongest colour. Default: the largest of this table.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many tokens as owners, or y is 0.
+    """
+    shape = tuple(explanation.matrix.shape)
+    if (len(tokens), len(tokens2)) != shape:
+        raise ValueError(
+            f"the explanation has {shape[0]} and {shape[1]} owners, but {len(tokens)} and "
+            f"{len(tokens2)} tokens were given"
         )
-        ax.set_axis_off()
+    if explanation.similarity == 0:
+        raise ValueError("y is 0: there are no shares of it to be shown")
+    share = 100 * explanation.matrix.cpu().double() / explanation.similarity
+    most = most or float(share.abs().max()) or 1.0
+    if ax is None:
+        size = (1.2 + 0.42 * shape[1], 0.7 + 0.26 * shape[0])
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.imshow(share.numpy(), cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
+    if share.numel() <= 400:  # beyond, numbers could not be read
+        for i, row in enumerate(share.tolist()):
+            for j, value in enumerate(row):
+                dark = "white" if abs(value) > 0.6 * most else INK
+                ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=dark)
+    ax.set_xticks(range(shape[1]), tokens2, rotation=50 if max(map(len, tokens2)) > 2 else 0,
+                  ha="left" if max(map(len, tokens2)) > 2 else "center", fontsize=8)  # fmt: skip
+    ax.set_yticks(range(shape[0]), tokens, fontsize=8)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    y = explanation.similarity
+    ax.set_title(f"per cent of y = {y:.4g}" if title is None else title, fontsize=9)
+    return ax
 
 
 def ledger(

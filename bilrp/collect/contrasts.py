@@ -1,0 +1,104 @@
+"""Why this and not that: the difference of two explanations that share the query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilrp._names import needs
+from bilrp.engine.explanation import Explanation
+from bilrp.engine.factors import Factor
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """R(query, hit) - R(query, other), exactly.
+
+    The two explanations have the query in common, not the other input: pairs (patch of the query,
+    patch of the hit) speak for the hit, pairs (patch of the query, patch of the other) for the
+    other. Summed over those partners, both are pictures of the query, which can be subtracted.
+
+    Attributes
+    ----------
+    hit, other : Explanation
+        Of the query, which comes first, with each.
+    difference : float
+        y(query, hit) - y(query, other).
+    on_query : Tensor, the grid of the query
+        What each patch of the query adds to the difference.
+    owners : dict of str to float
+        The same for all owners of the query; sums to `difference`. "input" is the sum of
+        `on_query`.
+    """
+
+    hit: Explanation
+    other: Explanation
+    difference: float
+    on_query: Tensor
+    owners: dict[str, float]
+
+    def plot(self, query: Tensor, hit: Tensor, other: Tensor):
+        """Draw hit, query and other: red is what speaks for the hit, blue for the other.
+
+        Parameters
+        ----------
+        query, hit, other : Tensor (3, H, W)
+            Pixels in [0, 1].
+
+        Returns
+        -------
+        matplotlib Figure
+        """
+        with needs("plot"):
+            from matplotlib.figure import Figure
+
+        from bilrp.show import plot
+
+        fig = Figure(figsize=(7.2, 2.7), layout="constrained")
+        axes = fig.subplots(1, 3)
+        on_hit, on_other = (plot.share_of_image(e, 1) for e in (self.hit, self.other))
+        titles = (
+            f"hit: y = {self.hit.similarity:.4g}",
+            f"query: difference {self.difference:.3g}",
+            f"other: y = {self.other.similarity:.4g}",
+        )
+        heats = (on_hit, self.on_query, -on_other)
+        most = max(float(h.abs().max()) for h in heats) or 1.0
+        for ax, image, h, title in zip(axes, (hit, query, other), heats, titles, strict=True):
+            plot.tinted(image, h, ax, most)
+            ax.set_title(title, fontsize=9)
+        return fig
+
+
+def contrast(query: Factor, hit: Factor, other: Factor, similarity: str = "dot") -> Contrast:
+    """Why the query is more similar to the hit than to the other.
+
+    Parameters
+    ----------
+    query, hit, other : Factor
+        Of one model, with one set of rules.
+    similarity : str
+        "dot" or "cosine".
+
+    Raises
+    ------
+    ValueError
+        For "-l2", whose terms within hit and other belong to no patch of the query; for factors
+        that do not go together.
+    """
+    if similarity not in ("dot", "cosine"):
+        raise ValueError(
+            f'a contrast is drawn for "dot" and "cosine", got {similarity!r}: in a distance, parts '
+            "of the difference belong to hit and other alone"
+        )
+    e, e2 = query.explain(hit, similarity), query.explain(other, similarity)
+    owners = dict.fromkeys([*e.owners, *e2.owners], 0.0)
+    for made, sign in ((e, 1), (e2, -1)):
+        for name, value in zip(made.owners, made.ledger.sum(1).tolist(), strict=True):
+            owners[name] += sign * value
+    on_query = e.matrix.double().sum(1) - e2.matrix.double().sum(1)
+    return Contrast(
+        e, e2, e.similarity - e2.similarity, on_query.reshape(query.grid).to(torch.float32), owners
+    )

@@ -1,0 +1,338 @@
+// What the reader does: choose two inputs, point, drag, press keys.
+
+const PICTURE = `<figure><div class="pic" role="grid" tabindex="0">
+  <img class="dark-light" alt="" draggable="false"><canvas></canvas>
+  <div><div class="patch first" role="gridcell" hidden></div></div>
+  <div class="patch second" aria-hidden="true" hidden></div></div>
+  <figcaption></figcaption></figure>`;
+const TEMPLATE = `<form class="settings"></form>
+  <div class="shelves"></div>
+  <p class="trouble" role="alert" hidden></p>
+  <div class="stage">${PICTURE}${PICTURE}<svg class="arcs" aria-hidden="true"></svg></div>
+  <div class="asking"><form class="asks"></form>
+    <button type="button" class="swap">Swap</button>
+    <button type="button" class="surprise">Surprise me</button>
+    <button type="button" class="release">Start again</button></div>
+  <div class="answers"><div class="readout" aria-live="polite"></div>
+    <div class="ledger"></div></div>
+  <details><summary>The strongest pairs as a table</summary><table></table></details>
+  <p class="accuracy"></p>`;
+const ASKS = { patch: "A patch", region: "A region", compare: "Two partners" };
+
+const on = (element, kinds, act) =>
+  kinds.split(" ").forEach((kind) => element.addEventListener(kind, act));
+
+// --- what the reader does with the pictures ---
+function point(view, side, box) {
+  if (view.at?.side === side && String(view.at.box) === String(box)) return;
+  Object.assign(view, { at: { side, box }, hover: null, kept: [] });
+  draw(view);
+}
+
+function release(view) {
+  Object.assign(view, { at: null, locked: false, kept: [], hover: null, drag: null });
+  draw(view);
+}
+
+/** A click or Enter on a patch: keep it, let go of it, or make it partner B or C. */
+function choose(view, side, patch) {
+  const { at, ask, kept, locked } = view, box = patchBox(view, side, patch);
+  view.last[side] = patch;
+  if (ask === "compare" && locked && at.side !== side) {
+    view.kept = kept.length === 2 ? [patch] : kept.includes(patch) ? kept : [...kept, patch];
+    view.hover = null;
+    return draw(view);
+  }
+  if (locked && at.side === side && String(at.box) === String(box)) {
+    view.locked = false;
+    return draw(view);
+  }
+  view.locked = true;
+  view.at = null;
+  point(view, side, box);
+}
+
+function hoverOver(view, side, patch) {
+  if (!view.locked) return point(view, side, patchBox(view, side, patch));
+  view.hover = side === view.at.side ? null : patch;
+  draw(view);
+}
+
+/** A box from where a drag began to where it is. */
+function stretch(view, side, from, to) {
+  const [a, b] = [patchBox(view, side, from), patchBox(view, side, to)];
+  view.locked = true;
+  point(view, side, [Math.min(a[0], b[0]), Math.min(a[1], b[1]),
+    Math.max(a[0], b[0]), Math.max(a[1], b[1])]);
+}
+
+/** The patch under the pointer, or null beside the picture. */
+function under({ pics, pair }, side, event) {
+  const box = pics[side].getBoundingClientRect(), { rows, columns } = pair.grid[side];
+  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
+  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+  const within = column >= 0 && row >= 0 && column < columns && row < rows;
+  return within ? row * columns + column : null;
+}
+
+/** After a tap, the other picture and the read-out are in the window. */
+function bringIntoView(view, side) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const bar = view.find(".readout").getBoundingClientRect();
+  const pic = view.pics[1 - side].getBoundingClientRect();
+  const top = 70, floor = Math.min(innerHeight, bar.top); // below the page's own bar
+  const by = pic.bottom > floor ? pic.bottom - floor + 8 : pic.top < top ? pic.top - top : 0;
+  if (by) scrollBy({ top: by, behavior: calm ? "instant" : "smooth" });
+}
+
+function answerPointer(view, side) {
+  const pic = view.pics[side];
+  const see = (event) => (view.pair ? under(view, side, event) : null);
+  const touch = (event) => event.pointerType === "touch";
+  on(pic, "pointerdown", (event) => {
+    const from = see(event), scrolls = touch(event) && view.ask !== "region";
+    view.drag = from === null || event.button || scrolls || view.ask === "compare" ? null
+      : { side, from, moved: false };
+  });
+  on(pic, "pointermove", (event) => {
+    const patch = see(event);
+    if (!event.buttons) view.drag = null;
+    if (patch === null || (touch(event) && !view.drag)) return;
+    if (!view.drag) return hoverOver(view, side, patch);
+    if (!view.drag.moved && patch === view.drag.from) return;
+    view.drag.moved = true;
+    setAsk(view, "region");
+    stretch(view, side, view.drag.from, patch);
+  });
+  on(pic, "pointerup", (event) => {
+    if (touch(event) && view.drag?.moved) bringIntoView(view, side);
+  });
+  on(pic, "click", (event) => {
+    const patch = see(event), dragged = view.drag?.moved;
+    view.drag = null;
+    if (patch === null || dragged) return;
+    choose(view, side, patch);
+    if (touch(event)) bringIntoView(view, side);
+  });
+  on(pic, "pointerleave", (event) => {
+    if (!touch(event)) leave(view); // a finger that is lifted leaves; what it chose stays
+  });
+}
+
+function leave(view) {
+  view.hover = null;
+  if (!view.pair) return;
+  if (!view.locked) view.at = null;
+  draw(view);
+}
+
+function answerKeys(view, side) {
+  const pic = view.pics[side];
+  on(pic, "focus", () => {
+    if (view.pair && !view.locked && pic.matches(":focus-visible"))
+      point(view, side, patchBox(view, side, view.last[side]));
+  });
+  on(pic, "blur", () => leave(view));
+  on(pic, "keydown", (event) => {
+    if (!view.pair || event.ctrlKey || event.metaKey || event.altKey) return;
+    const { rows, columns } = view.pair.grid[side], patch = view.last[side];
+    const row = Math.floor(patch / columns), column = patch % columns;
+    const go = (r, c) => step(view, side, event.shiftKey,
+      Math.max(0, Math.min(rows - 1, r)) * columns + Math.max(0, Math.min(columns - 1, c)));
+    const keys = {
+      ArrowUp: () => go(row - 1, column), ArrowDown: () => go(row + 1, column),
+      ArrowLeft: () => go(row, column - 1), ArrowRight: () => go(row, column + 1),
+      Enter: () => choose(view, side, patch), Escape: () => release(view),
+    };
+    if (!keys[event.key]) return;
+    keys[event.key]();
+    event.preventDefault(); // the page stays where it is
+  });
+}
+
+/** An arrow key moves the patch pointed at, or widens the region from where Shift was first held. */
+function step(view, side, widen, to) {
+  const from = view.anchor?.side === side && view.at?.side === side ? view.anchor.patch
+    : view.last[side];
+  view.last[side] = to;
+  if (widen && !(view.locked && view.at.side !== side)) {
+    view.anchor = { side, patch: from };
+    setAsk(view, "region");
+    return stretch(view, side, from, to);
+  }
+  view.anchor = null;
+  if (view.ask === "region" && view.at?.side === side) view.locked = false;
+  hoverOver(view, side, to);
+}
+
+// --- what the reader chooses ---
+/** A group of radio buttons; choices are [value, label, picture?]. */
+function radios(form, name, legend, choices, value, chosen) {
+  const group = form.appendChild(make("fieldset", "", name));
+  group.append(make("legend", legend));
+  const id = `bilrp-${name}-${Math.random().toString(36).slice(2)}`;
+  for (const [key, text, picture] of choices) {
+    const label = group.appendChild(make("label")), words = make("span", text);
+    const input = label.appendChild(make("input"));
+    Object.assign(input, { type: "radio", name: id, value: key, checked: key === value });
+    on(input, "input", () => chosen(key));
+    if (picture) {
+      label.title = text;
+      label.append(Object.assign(new Image(), { src: picture, alt: "", loading: "lazy" }));
+    }
+    label.append(words);
+  }
+  return group;
+}
+
+function setAsk(view, ask) {
+  if (view.ask === ask) return;
+  view.ask = ask;
+  view.root.dataset.ask = ask;
+  view.root.querySelectorAll(".asks input").forEach((i) => { i.checked = i.value === ask; });
+}
+
+function fillControls(view) {
+  const { root, choice, collections } = view, one = collections[choice.of];
+  const settings = view.find(".settings"), shelves = view.find(".shelves");
+  const redo = (change) => show(view, change);
+  settings.replaceChildren();
+  shelves.replaceChildren();
+  radios(settings, "of", "Compare", Object.values(collections).map((c) => [c.name, c.title]),
+    choice.of, (of) => redo({ of }));
+  for (const [name, legend] of [["layer", "Layer"], ["gamma", "Gamma"]]) {
+    const choices = [...new Map(one.settings.map((s) => [s[name], [s[name], s.label[name]]])).values()];
+    if (choices.length > 1)
+      radios(settings, name, legend, choices, choice[name], (value) => redo({ [name]: value }));
+  }
+  for (const [name, legend] of [["i", "First picture"], ["j", "Second picture"]])
+    radios(shelves, `shelf ${name}`, legend,
+      one.names.map((text, k) => [k, text, new URL(one.pictures[k].thumb, base).href]),
+      choice[name], (k) => redo({ [name]: k }));
+  root.querySelectorAll(".shelf input:checked").forEach((input) => {
+    const shelf = input.closest("fieldset"); // a shelf may scroll: to the chosen one, not the page
+    shelf.scrollLeft = input.parentElement.offsetLeft - shelf.clientWidth / 2;
+  });
+}
+
+function answerButtons(view) {
+  const { choice, find, collections } = view;
+  radios(find(".asks"), "ask", "Ask about", Object.entries(ASKS), view.ask, (ask) => {
+    setAsk(view, ask);
+    release(view);
+  });
+  on(find(".swap"), "click", () => show(view, { i: view.choice.j, j: view.choice.i }));
+  on(find(".surprise"), "click", () => {
+    const n = collections[view.choice.of].names.length, i = Math.floor(n * Math.random());
+    show(view, { i, j: (i + 1 + Math.floor((n - 1) * Math.random())) % n });
+  });
+  on(find(".release"), "click", () => release(view));
+  on(find("details"), "toggle", () => draw(view));
+}
+
+// --- what is shown ---
+/** Change the choice, load what it needs, and show it; of several changes, the last one counts. */
+async function show(view, change = {}) {
+  const { collections } = view, of = change.of ?? view.choice.of, one = collections[of];
+  if (of !== view.choice.of) Object.assign(view.choice, { ...one.start, layer: undefined, gamma: undefined });
+  Object.assign(view.choice, change);
+  const mine = ++view.ticket, { choice, root } = view;
+  const setting = settingOf(one, choice);
+  Object.assign(choice, { layer: setting.layer, gamma: setting.gamma });
+  fillControls(view);
+  root.ariaBusy = "true";
+  try {
+    const pair = await explainPair(one, setting, choice.i, choice.j);
+    if (mine !== view.ticket) return; // chose something else since
+    const kept = change.layer !== undefined || change.gamma !== undefined; // the same two pictures
+    Object.assign(view, { pair, ...(kept ? {} : { at: null, locked: false, kept: [], hover: null }) });
+    view.find(".trouble").hidden = true;
+    for (const side of [0, 1]) fillPicture(view, side);
+    if (!kept) view.last = pair.grid.map((g) => (g.rows >> 1) * g.columns + (g.columns >> 1));
+    writeLedger(view);
+    writeAccuracy(view, one, setting);
+    draw(view);
+  } catch (error) {
+    if (mine === view.ticket) fail(view, error);
+  }
+  root.ariaBusy = "false";
+}
+
+/** Say what went wrong, in place of pictures that would be those of another choice. */
+function fail(view, error) {
+  view.pair = null;
+  view.svg.replaceChildren();
+  Object.assign(view.find(".trouble"), { hidden: false, textContent: error.message });
+  for (const name of [".readout", ".ledger", ".accuracy", "details table"])
+    view.find(name).replaceChildren();
+  for (const pic of view.pics) {
+    pic.querySelectorAll(".patch").forEach((frame) => { frame.hidden = true; });
+    pic.querySelector("img").removeAttribute("src");
+    pic.querySelector("canvas").width = 0;
+  }
+}
+
+/** Fill the page's root with the gallery, and show its first pair. */
+function mount(root, collections) {
+  const find = (name) => root.querySelector(name);
+  root.innerHTML = TEMPLATE;
+  const first = Object.values(collections)[0];
+  const view = {
+    root, collections, find, pics: [...root.querySelectorAll(".pic")],
+    stage: find(".stage"), svg: find(".arcs"),
+    choice: { of: first.name, ...first.start }, // which two, of what, under which setting
+    pair: null, // their explanation
+    ask: "patch", // or "region", "compare"
+    at: null, // the patches asked about, {side, box: [row, column, last row, last column]}
+    locked: false, // whether they stay when the pointer goes elsewhere
+    kept: [], // partners B and C
+    hover: null, // the partner pointed at while `at` is locked
+    drag: null, anchor: null, // where a region began, by pointer and by keyboard
+    last: [0, 0], // the patch where the keyboard is, in each picture
+    ticket: 0, // of the latest choice
+  };
+  view.stacked = () => view.pics[1].getBoundingClientRect().top
+    > view.pics[0].getBoundingClientRect().top + view.pics[0].offsetHeight / 2;
+  root.dataset.ask = view.ask;
+  root.querySelectorAll(".patch.first").forEach((frame) => {
+    frame.id = `bilrp-${Math.random().toString(36).slice(2)}`;
+  });
+  for (const side of [0, 1]) {
+    answerPointer(view, side);
+    answerKeys(view, side);
+  }
+  answerButtons(view);
+  answerLinks(view);
+  new ResizeObserver(() => draw(view)).observe(view.stage); // arcs are in pixels
+  return show(view, wanted(view, location.search));
+}
+
+/** What an address such as ?first=20&second=24&layer=31&gamma=paper asks for; {} if nothing. */
+function wanted({ collections }, search) {
+  const asked = new URLSearchParams(search), of = asked.get("of") ?? Object.keys(collections)[0];
+  const [i, j] = ["first", "second"].map((name) => Number(asked.get(name) ?? NaN));
+  if (!collections[of]?.names[i] || !collections[of].names[j]) return {};
+  const [layer, gamma] = ["layer", "gamma"].map((name) => asked.get(name) ?? undefined);
+  return { of, i, j, layer, gamma };
+}
+
+/** Links on the page choose a pair without loading the page again. */
+function answerLinks(view) {
+  on(document, "click", (event) => {
+    const search = event.target.closest?.("a[href^='?']")?.getAttribute("href");
+    const change = search ? wanted(view, search) : {};
+    if (!("i" in change)) return;
+    event.preventDefault();
+    show(view, change);
+    view.root.scrollIntoView({ block: "start" });
+  });
+}
+
+for (const root of document.querySelectorAll("[data-gallery]")) {
+  const names = root.dataset.gallery.split(" ");
+  const all = Promise.all(names.map((name) => load(name, root.dataset.version)))
+    .then((found) => Object.fromEntries(found.map((one) => [one.name, one])));
+  root.explain = async (i, j, options) => answer(await all, i, j, options);
+  root.ready = all.then((collections) => mount(root, collections))
+    .catch((error) => root.replaceChildren(make("p", error.message, "trouble")));
+}

@@ -1,0 +1,305 @@
+"""Run the chapters' cells: side by side, one processor core each, and only what must be run again.
+
+Results go into jupyter-cache, where Sphinx finds them. jupyter-cache compares cells only; here a
+result also belongs to the modules that the cells can import, to the data and to the pins. Its
+record says which, so that a number from another state of the package is never shown.
+
+As a script, `python execute.py CELLS.json RESULT.json FOLDER TIMEOUT` runs one chapter.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
+from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
+from notebooks import sources
+
+# Rooms of the package that every chapter counts as using. A chapter uses any other room only if it
+# names it, since no other may be imported from these without being found.
+ALWAYS = ("book", "compare", "engine", "models", "show")
+DATA = ["data/registry.toml", "data/*.pt", "assets/*.json", "assets/*.csv", "requirements.txt"]
+IGNORED = ("__pycache__", ".ipynb_checkpoints")
+# Through these a cell reaches code without naming it.
+SHELL = re.compile(r"(?m)^\s*[!%]|\bsubprocess\b|\bos\.(?:system|popen|spawn)|\brunpy\b")
+# Tags of a cell that change how it is run, not only how it is shown.
+RUN_TAGS = ("raises-exception", "skip-execution")
+
+
+@dataclass
+class Chapter:
+    """A page with cells, and what running it gave."""
+
+    source: Path
+    notebook: nbformat.NotebookNode
+    key: str
+    seconds: float | None = None  # of processor time; of an earlier run until it has run
+    error: str = ""
+    executed: bool = False
+
+
+# --- what a result depends on
+
+
+def digest(root: Path, patterns: list[str]) -> str:
+    """A hash over the names and contents of the files that fit the patterns."""
+    sha = hashlib.sha256()
+    for path in (p for pattern in patterns for p in sorted(root.glob(pattern))):
+        if path.is_file() and not any(part in IGNORED for part in path.parts):
+            sha.update(f"{path.relative_to(root)}\0".encode())
+            sha.update(hashlib.sha256(path.read_bytes()).digest())
+    return sha.hexdigest()
+
+
+def used_rooms(root: Path, code: str) -> list[str]:
+    """The rooms of bilrp/ that these cells may import from."""
+    package = root / "bilrp"
+    inner = (p.parent.name for p in package.glob("*/*.py") if p.parent.name not in IGNORED)
+    rooms = set(inner) - set(ALWAYS)
+    used: set[str] = set()
+    while rooms - used:
+        shared = [p for p in package.rglob("*.py") if _room(package, p) not in rooms - used]
+        trees = [ast.parse(p.read_text(encoding="utf-8")) for p in shared]
+        more = {
+            room
+            for room in rooms - used
+            if SHELL.search(code)
+            or re.search(rf"\b(?:{'|'.join(_names(room, trees))})\b", code)
+            or any(_imports(room, tree) for tree in trees)
+        }
+        if not more:
+            break
+        used |= more
+    return sorted({*ALWAYS, *used})
+
+
+def _room(package: Path, path: Path) -> str:
+    parts = path.relative_to(package).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _names(room: str, trees: list[ast.Module]) -> list[str]:
+    """What a room is called: its own name, and short names such as those in bilrp/_names.py."""
+    tables = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    pairs = (pair for table in tables for pair in zip(table.keys, table.values, strict=True))
+    short = [
+        key.value
+        for key, value in pairs
+        if isinstance(key, ast.Constant)
+        and isinstance(value, ast.Constant)
+        and str(value.value).removeprefix("bilrp.").split(".")[0] == room
+    ]
+    return [re.escape(str(name)) for name in (room, *short)]
+
+
+def _imports(room: str, tree: ast.Module) -> bool:
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]  # for importlib
+        if isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "")
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
+        if any(re.match(rf"(?:bilrp|)\.+{room}(?:\.|$)", name) for name in names):
+            return True
+    return False
+
+
+def key_of(root: Path, notebook: nbformat.NotebookNode) -> str:
+    """What the outputs of these cells depend on, as a hash."""
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    run = [[c.source, [t for t in c.metadata.get("tags", []) if t in RUN_TAGS]] for c in cells]
+    rooms = used_rooms(root, "\n".join(c.source for c in cells))
+    code = digest(root, ["bilrp/*", *(f"bilrp/{room}/**/*" for room in rooms), *DATA])
+    whole = [run, notebook.metadata.get("kernelspec"), code, sys.version]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+# --- the cache
+
+
+def chapters(root: Path, cache: JupyterCacheAbstract) -> list[Chapter]:
+    """Every page with cells, in the order of their names."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    enabled = config["parse"]["myst_enable_extensions"]
+    earlier = {r.uri: (r.data or {}).get("execution_seconds") for r in cache.list_cache_records()}
+    return [
+        Chapter(path, notebook, key_of(root, notebook), earlier.get(str(path)))
+        for path in sources(root / "chapters")
+        for notebook in [read(path, enabled)]
+    ]
+
+
+def read(path: Path, enabled: list[str]) -> nbformat.NotebookNode:
+    """The notebook that Sphinx will look up in the cache."""
+    text = path.read_text(encoding="utf-8")
+    config = MdParserConfig(enable_extensions=set(enabled))
+    return read_myst_markdown_notebook(text, config=config, add_source_map=True, path=path)
+
+
+def is_cached(cache: JupyterCacheAbstract, chapter: Chapter) -> bool:
+    """Whether this chapter's outputs are there; if outdated ones are, they are removed."""
+    with suppress(KeyError):
+        found = cache.match_cache_notebook(chapter.notebook)
+        if (found.data or {}).get("key") == chapter.key:
+            return True
+        cache.remove_cache(found.pk)
+    for record in cache.list_cache_records():
+        if (record.data or {}).get("key") == chapter.key:
+            # The cells are the same, but not how they are shown: their tags, a picture's words.
+            notebook = cache.get_cache_bundle(record.pk).nb
+            cells = (cell for cell in chapter.notebook.cells if cell.cell_type == "code")
+            for old, new in zip(notebook.cells, cells, strict=True):
+                old.metadata = new.metadata
+            keep(cache, chapter, notebook, record.data)
+            return True
+    return False
+
+
+def keep(
+    cache: JupyterCacheAbstract, chapter: Chapter, notebook: nbformat.NotebookNode, data: dict
+) -> None:
+    """Put an executed notebook into the cache, in place of earlier ones of the same page."""
+    uri = str(chapter.source)
+    cache.cache_notebook_bundle(
+        CacheBundleIn(notebook, uri, data=data), check_validity=False, overwrite=True
+    )
+    new = cache.match_cache_notebook(chapter.notebook).pk
+    for record in cache.list_cache_records():
+        if record.uri == uri and record.pk != new:
+            cache.remove_cache(record.pk)
+
+
+# --- running
+
+
+def run_all(
+    root: Path, todo: list[Chapter], jobs: int, env: dict[str, str]
+) -> Iterator[tuple[Chapter, dict[str, Any]]]:
+    """Run chapters, the longest first, and give each with its result when it is done."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    timeout = config["execute"]["timeout"]
+    one_core = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    running: list[subprocess.Popen[bytes]] = []
+
+    def work(chapter: Chapter, folder: str) -> dict[str, Any]:
+        name = chapter.source.stem
+        cells, target = Path(folder) / f"{name}.cells", Path(folder) / f"{name}.json"
+        cells.write_text(json.dumps(chapter.notebook), encoding="utf-8")
+        command = [sys.executable, __file__, cells, target, chapter.source.parent, str(timeout)]
+        with subprocess.Popen(
+            command,
+            env=env | one_core,
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            running.append(process)
+            said = process.communicate()[0].decode(errors="replace")
+        if not target.exists():
+            return {"error": f"The process ended with status {process.returncode}.\n{said}"}
+        return json.loads(target.read_text(encoding="utf-8"))
+
+    # One that never ran here may be the longest. Of those, the later chapters compute more.
+    order = sorted(todo, key=lambda c: (c.seconds or float("inf"), c.source.name), reverse=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        waiting: dict[Future[dict[str, Any]], Chapter] = {
+            pool.submit(work, chapter, folder): chapter for chapter in order
+        }
+        try:
+            while waiting:
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(done), done.result()
+        finally:  # also when we are interrupted
+            for future in waiting:
+                future.cancel()
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+
+
+def run_missing(
+    root: Path, out: Path, jobs: int, env: dict[str, str], say: Callable[[str], None]
+) -> list[Chapter]:
+    """Fill the cache. The chapters, each with what its run gave; errors are not cached."""
+    cache = get_cache(out / ".jupyter_cache")
+    pages = chapters(root, cache)
+    todo = [chapter for chapter in pages if not is_cached(cache, chapter)]
+    if not todo:
+        return pages
+    plural = "s" if len(todo) > 1 else ""
+    say(f"Running {len(todo)} page{plural} with code{expected(todo, jobs)}")
+    started = time.monotonic()
+    for number, (chapter, result) in enumerate(run_all(root, todo, jobs, env), 1):
+        chapter.executed, chapter.error = True, result["error"]
+        if not chapter.error and key_of(root, chapter.notebook) != chapter.key:
+            chapter.error = "The package or its data changed while this page ran. Build again."
+        if not chapter.error:
+            chapter.seconds = result["seconds"]
+            data = {"execution_seconds": chapter.seconds, "key": chapter.key}
+            keep(cache, chapter, nbformat.from_dict(result["notebook"]), data)
+        took = f"{chapter.seconds:4.0f} s" if not chapter.error else "FAILED"
+        clock = time.monotonic() - started
+        say(f"  {number:2}/{len(todo)}  {chapter.source.stem:24} {took:8} (after {clock:.0f} s)")
+    return pages
+
+
+def expected(todo: list[Chapter], jobs: int) -> str:
+    """How many run at a time, and how long all of it takes, as far as earlier runs tell."""
+    jobs = min(jobs, len(todo))
+    text = f", {jobs} at a time" if jobs > 1 else ""
+    if any(chapter.seconds is None for chapter in todo):
+        return f"{text}: up to a minute of processor time each"
+    longest = max(chapter.seconds or 0.0 for chapter in todo)
+    total = max(longest, sum(chapter.seconds or 0.0 for chapter in todo) / jobs)
+    return f"{text}: about {total / 60:.0f} min" if total > 90 else f"{text}: about {total:.0f} s"
+
+
+def run_one(cells: Path, target: Path, folder: Path, timeout: int) -> None:
+    """Run the cells of one page; write the outputs, or the error, and the processor time."""
+    import resource
+
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    notebook = nbformat.from_dict(json.loads(cells.read_text(encoding="utf-8")))
+    place = {"metadata": {"path": str(folder)}}
+    error = ""
+    try:
+        # without the times of cells, which would make it another notebook to the cache
+        client = NotebookClient(notebook, timeout=timeout, record_timing=False, resources=place)
+        client.execute()
+    except DeadKernelError as dead:
+        error = (
+            f"{dead}. Often this means that memory ran out. One page at a time: make book JOBS=1"
+        )
+    except (CellExecutionError, CellTimeoutError) as failed:
+        error = str(failed)
+    # The kernel and its own processes have ended and been waited for.
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = {"error": error, "seconds": used.ru_utime + used.ru_stime, "notebook": notebook}
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(result), encoding="utf-8")
+    part.replace(target)
+
+
+if __name__ == "__main__":
+    *paths, seconds = sys.argv[1:]
+    run_one(*map(Path, paths), int(seconds))

@@ -1,0 +1,248 @@
+"""Compute the data of the book's gallery: `make gallery`, and part of building the book.
+
+Any two of 25 photos to VGG-16, at two layers and with three gammas, and any two of six tables to
+the bigram network. What is computed lies in _build/gallery and belongs to one state of the code and
+of the data: it is computed anew only when that changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from build_book import CODE, ROOT, digest, read
+from filelock import FileLock
+from torch import Tensor, nn
+
+import bilrp
+from bilrp import bigram, data, tables
+from bilrp.show import gallery
+
+OUT = ROOT / "_build" / "gallery"
+LAYERS = {31: (512, 4, 4), 17: (256, 16, 16)}  # channels, rows and columns of the features
+GAMMAS = {"paper": "the paper's", 0.02: "0.02", 0: "0"}
+GAMMA_TABLES = 0.5  # as in chapter 10
+SIZE, SHARP = 128, 416  # of a photo as the network sees it, and as it is shown
+TABLE = (112, 144)
+
+
+class TwoLayers(nn.Module):
+    """VGG-16 with the features of layer 17 and of layer 31 as one vector.
+
+    So one pass of the engine makes both factors: what is a patch's share below layer 17 is so for
+    the layers above, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = bilrp.vgg16(31)
+        self.low, self.high = whole[:17], whole[17:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(x)
+        return torch.cat([low.flatten(1), self.high(low).flatten(1)], 1)
+
+
+@cache
+def network() -> TwoLayers:
+    return TwoLayers()
+
+
+def rules(gamma: float | str) -> dict:
+    """The paper's rules, or z^B for the pixels and one gamma for all layers above."""
+    paper = bilrp.vgg16_rules()
+    return paper if gamma == "paper" else {1: paper[1], range(2, 32): bilrp.Gamma(float(gamma))}
+
+
+@cache
+def photos() -> tuple[list[str], list[str]]:
+    """The files of the 25 photos of chapter 06, and what they are called."""
+    files = [*data.names("imagenet"), *data.names("cats"), "photos/chelsea.png"]
+    titles = [data.label(name) for name in files[:-1]] + ["ginger cat"]
+    twice = {t for t in titles if titles.count(t) > 1}
+    numbered = [
+        f"{t} {titles[: k + 1].count(t)}" if t in twice else t for k, t in enumerate(titles)
+    ]
+    return files, [t[0].upper() + t[1:] for t in numbered]
+
+
+def factor_of_photo(k: int, gamma: float | str) -> dict[int, gallery.Rows]:
+    """The factors of a photo at both layers."""
+    torch.set_num_threads(1)  # as many processes as cores do this
+    x = bilrp.normalize(data.photo(photos()[0][k], SIZE))[0]
+    f = bilrp.factor(network(), x, rules(gamma), patch=8)
+    sizes = [channels * rows * columns for channels, rows, columns in LAYERS.values()]
+    low_first = sorted(zip(LAYERS, sizes, strict=True))
+    found, start = {}, 0
+    dense = f.dense()
+    for layer, size in low_first:
+        own = slice(start, start + size)
+        found[layer] = gallery.rows_by_place(
+            dense[:, own], f.absorbed[:, own], channels=LAYERS[layer][0]
+        )
+        start += size
+    return found
+
+
+def pages() -> dict[str, tables.Page]:
+    """Six tables in the manner of chapter 10, by what each is called."""
+    wide = tables.Style.random(
+        11, face="times", old_style=True, rules="columns", uneven=0.4, gap=16
+    )
+    tight = tables.Style.random(12, face="slab", old_style=False, rules="rows", uneven=0.4, gap=14)
+    content, other = tables.numbers(4, 3, seed=3), tables.numbers(4, 3, seed=8)
+    turned = [list(column) for column in zip(*content, strict=True)]
+    rolled = content[1:] + content[:1]
+    one_new = [[a, b[0], c] for (a, _, c), b in zip(content, tables.numbers(4, 1, 99), strict=True)]
+    return {
+        "First table": tables.table(content, wide, 1, TABLE),
+        "Its numbers, another layout": tables.table(turned, tight, 2, TABLE),
+        "Its rows in another order": tables.table(rolled, wide, 3, TABLE),
+        "One column of three new": tables.table(one_new, wide, 4, TABLE),
+        "All numbers new": tables.table(other, wide, 5, TABLE),
+        "All new, another layout": tables.table(other, tight, 6, TABLE),
+    }
+
+
+def factor_of_table(k: int) -> tuple[gallery.Rows, tuple[int, int]]:
+    torch.set_num_threads(1)
+    net, page = bigram.BigramNetwork.load(), list(pages().values())[k]
+    f = bilrp.factor(net, page.image[0], bilrp.Gamma(GAMMA_TABLES), patch=8)
+    dense = f.dense()
+    return gallery.rows_by_place(dense, f.absorbed, dense.shape[1]), f.grid
+
+
+# Directions to begin with, for each layer, and what the page promises.
+WIDTHS = {31: 900, 17: 1800}
+MOST_ERROR, MOST_BYTES = 0.05, 30e6
+
+
+def collection_of_photos(pool: ProcessPoolExecutor) -> gallery.Collection:
+    files, titles = photos()
+    patches = (SIZE // 8) ** 2
+    found: dict[tuple, gallery.Setting] = {}
+    everything = {g: pool.map(factor_of_photo, range(len(files)), repeat(g)) for g in GAMMAS}
+    for gamma, label in GAMMAS.items():
+        factors = list(everything.pop(gamma))
+        for layer, width in WIDTHS.items():
+            counts = [patches + 1] * len(files)
+            products = gallery.gram([f.pop(layer) for f in factors], counts)
+            stored = gallery.store(products, counts, width, MOST_ERROR)
+            found[layer, gamma] = gallery.Setting(layer, gamma, (str(layer), label), stored)
+            print(f"  layer {layer}, gamma {label}: {said(found[layer, gamma])}", flush=True)
+    return gallery.Collection(
+        name="photos",
+        title="Photos, by VGG-16",
+        names=titles,
+        pictures=list(data.photos(files, SHARP)),
+        grids=[(SIZE // 8, SIZE // 8)] * len(files),
+        start=(20, 24),
+        settings=[found[layer, gamma] for layer in LAYERS for gamma in GAMMAS],
+    )
+
+
+def collection_of_tables(pool: ProcessPoolExecutor) -> gallery.Collection:
+    sheets = pages()
+    factors = list(pool.map(factor_of_table, range(len(sheets))))
+    counts = [rows * columns + 1 for _, (rows, columns) in factors]
+    products = gallery.gram([f for f, _ in factors], counts)
+    stored = gallery.store(products, counts, width=100, most=0.01)
+    setting = gallery.Setting("bigram", GAMMA_TABLES, ("bigram", str(GAMMA_TABLES)), stored)
+    print(f"  tables: {said(setting)}", flush=True)
+    return gallery.Collection(
+        name="tables",
+        title="Tables, by the bigram network",
+        names=list(sheets),
+        pictures=[page.image[0].expand(3, -1, -1) for page in sheets.values()],
+        grids=[grid for _, grid in factors],
+        start=(0, 2),
+        settings=[setting],
+    )
+
+
+def said(setting: gallery.Setting) -> str:
+    pairs = setting.pairs()
+    return (
+        f"{setting.stored.width} directions, error {pairs.max():.2%} at most, "
+        f"{sorted(pairs)[len(pairs) // 2]:.2%} in the median of {len(pairs)} pairs"
+    )
+
+
+def check(folder: Path) -> None:
+    """The limits of size that the page is built for."""
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    print(f"  {sum(sizes) / 1e6:.1f} MB in all, {max(sizes) / 1e3:.0f} kB the largest file")
+    if sum(sizes) > MOST_BYTES or 2 * max(sizes) > 2e6:
+        print("  That is too much: 30 MB in all and 2 MB a pair are meant.", file=sys.stderr)
+
+
+def errors(collections: list[gallery.Collection]) -> list[dict]:
+    """The table of the page: one line for each setting."""
+    return [
+        {
+            "of": one.title,
+            "layer": setting.labels[0],
+            "gamma": setting.labels[1],
+            "directions": setting.stored.width,
+            "pairs": len(setting.pairs()),
+            "median": float(sorted(setting.pairs())[len(setting.pairs()) // 2]),
+            "most": float(setting.pairs().max()),
+        }
+        for one in collections
+        for setting in one.settings
+    ]
+
+
+def state() -> str:
+    """What the data depend on."""
+    return digest(ROOT, [*CODE, "data/bigram.pt", "tools/gallery.py"])[:16]
+
+
+def make(out: Path = OUT) -> dict:
+    """Compute what is not there yet; returns the version of the data and the table of errors."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{out}.lock"):
+        version = state()
+        about = json.loads(read(out / "about.json") or "{}")
+        if about.get("version") == version:
+            return about
+        started = time.monotonic()
+        print(
+            "Computing the gallery: 25 photos, two layers, three gammas; some minutes.", flush=True
+        )
+        new = out.with_name(f"{out.name}.new")
+        for folder in (new, out):
+            shutil.rmtree(folder, ignore_errors=True)
+        new.mkdir()
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            collections = [collection_of_photos(pool), collection_of_tables(pool)]
+        for one in collections:
+            one.write(new, version)
+        gallery.write_code(new)
+        check(new)
+        about = {
+            "version": version,
+            "collections": [one.name for one in collections],
+            "errors": errors(collections),
+        }
+        (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        new.rename(out)  # whole or not at all
+        print(f"The gallery is computed: {time.monotonic() - started:.0f} s.", flush=True)
+        return about
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    make(parser.parse_args().out)
+    sys.exit(0)
