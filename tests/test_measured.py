@@ -65,3 +65,19 @@ def test_measuring_wants_a_chapter_with_tables(capsys: pytest.CaptureFixture) ->
     )
     assert measure.main(without) == 1
     assert "no tables" in capsys.readouterr().out
+
+
+@pytest.mark.book
+def test_measuring_runs_the_chapter_with_the_flag_set(tmp_path: Path) -> None:
+    (tmp_path / "chapters").mkdir()
+    cells = [
+        "MEASURE = False  # True: anew\nfrom bilrp import measured",
+        "if MEASURE:\n    measured.write('t.csv', [{'n': 7}], 'by hand')",
+        "raise RuntimeError('cells after the last table are not run')",
+    ]
+    front = "---\njupytext:\n  text_representation:\n    extension: .md\n    format_name: myst\n"
+    front += "kernelspec:\n  display_name: Python 3\n  language: python\n  name: python3\n---\n\n"
+    text = front + "\n\n".join(f"```{{code-cell}} ipython3\n{c}\n```" for c in cells) + "\n"
+    (tmp_path / "chapters/01_one.md").write_text(text)
+    assert measure.main("01_one", tmp_path) == 0
+    assert measured.read(tmp_path / "chapters/t.csv").rows == [{"n": 7.0}]

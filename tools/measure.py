@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import jupytext
 from nbclient import NotebookClient
@@ -15,9 +16,9 @@ from notebooks import ROOT
 FLAG = "MEASURE = False"
 
 
-def main(name: str) -> int:
+def main(name: str, root: Path = ROOT) -> int:
     """Run one chapter and print what its cells print."""
-    source = ROOT / "chapters" / f"{name}.md"
+    source = root / "chapters" / f"{name}.md"
     if not source.is_file():
         print(f"there is no {source}; give the name of a chapter, such as 06_vgg16")
         return 1
