@@ -70,6 +70,9 @@ lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on w
 digits: $(READY)  ## train the six networks of the digit pictures anew (about ten minutes)
 	@$(BIN)/python -m bilrp.models.digit_scenes
 
+leaderboard: $(BENCH_READY) $(DATA)  ## compare methods on known truths (hours; goes on where stopped)
+	@PYTHONPATH=. $(BIN)/python -m bilrp.compare.leaderboard --output assets/leaderboard.json
+
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
 

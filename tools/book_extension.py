@@ -5,9 +5,9 @@
 - Saved widget state is left out: it is kilobytes that no page of this book uses, since each widget
   brings its own HTML.
 - The bibliography gets no ARIA roles that contradict its elements.
-- Two directives, `gallery` and `gallery-errors`, put the gallery on its page and the errors
-  measured for it. Its data are computed where they are not there yet (tools/gallery.py) and copied
-  beside the pages.
+- Two directives, `gallery` and `gallery-errors`, put the gallery on its page and the errors that
+  were measured for it. Its data are computed where they are not there yet (tools/gallery.py) and
+  copied beside the pages.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def add_notebooks(app: Sphinx, error: Exception | None) -> None:
 GALLERY = """\
 <link rel="stylesheet" href="../_static/gallery/gallery.css?{version}">
 <div class="bilrp-gallery" data-gallery="{names}" data-version="{version}">
-<p class="trouble">Here two pictures would answer when you point at them. That needs JavaScript,
-which is switched off, and the files in <code>_static/gallery</code>. The same can be asked without
-it in the notebooks of the book.</p></div>
+<p class="trouble">Here two pictures would answer when you point at them. For that, JavaScript must
+be switched on, and the folder <code>_static/gallery</code> must lie beside the pages. Without it,
+the notebooks of the book answer the same questions.</p></div>
 <script src="../_static/gallery/gallery.js?{version}" defer></script>
 """
 

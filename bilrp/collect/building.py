@@ -39,7 +39,7 @@ with needs("collect"):
     import dask
     import zarr
     from dask.callbacks import Callback
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
 Model = nn.Module | Callable[[], nn.Module]
 Keep = str | int | Basis | None
@@ -296,7 +296,7 @@ def make_chunk(job: Job, k: int, part: Inputs) -> int:
         del good[i]
     start, stop = job.about.rows(k)
     with told_of_full_disks(job.path, f"chunk {k}"):
-        arrays = zarr.open_group(job.path / "arrays", mode="r+")
+        arrays: Any = zarr.open_group(job.path / "arrays", mode="r+")
         arrays["features"][start:stop] = values
         sums, factors = {"features": sha256(values)}, {}
         if job.keep is not None:

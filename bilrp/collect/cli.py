@@ -104,15 +104,21 @@ def _parser() -> argparse.ArgumentParser:
         found.set_defaults(run=run)
         return found
 
-    model = dict(
+    model: dict[str, Any] = dict(
         default="vgg16:31",
         metavar="NAME",
         help="vgg16:LAYER or efficientnet_lite0[:BLOCK] (default: %(default)s)",
     )
-    size = dict(type=_positive, metavar="PIXELS", help="side of the square that the network gets")
-    output = dict(type=Path, required=True, metavar="PAGE", help="the page to write, .html")
-    at = dict(type=Path, required=True, metavar="FOLDER", help="the store")
-    kinds = dict(choices=("cosine", "dot"), default="cosine", help="(default: %(default)s)")
+    size: dict[str, Any] = dict(
+        type=_positive, metavar="PIXELS", help="side of the square that the network gets"
+    )
+    output: dict[str, Any] = dict(
+        type=Path, required=True, metavar="PAGE", help="the page to write, .html"
+    )
+    at: dict[str, Any] = dict(type=Path, required=True, metavar="FOLDER", help="the store")
+    kinds: dict[str, Any] = dict(
+        choices=("cosine", "dot"), default="cosine", help="(default: %(default)s)"
+    )
 
     one = command("explain", explain, "Explain the similarity of two photos, pair by pair.")
     one.add_argument("first", type=Path)
@@ -174,16 +180,16 @@ def explain(options: Any) -> None:
 
     chosen = network(options.model)
     size = _size(options.size, chosen)
-    pixels = [_photo(path, size) for path in (options.first, options.second)]
+    x, x2 = (_photo(path, size) for path in (options.first, options.second))
     _writable(options.output)
     model, rules = chosen.make(), chosen.rules()
-    factors = [bilrp.factor(model, chosen.prepare(x), rules, patch=chosen.patch) for x in pixels]
+    factors = [bilrp.factor(model, chosen.prepare(v), rules, patch=chosen.patch) for v in (x, x2)]
     e = factors[0].explain(factors[1], options.similarity)
     names = (options.first.name, options.second.name)
     parts = [
         f"<p>Similarity ({options.similarity}): {e.similarity:.4g}. Point at a patch to see its "
         "partners.</p>",
-        report.explained(e, *pixels, names, chosen.layers),
+        report.explained(e, x, x2, names, chosen.layers),
         _foot(chosen.name, factors[0], size),
     ]
     page = report.page(options.output, f"{names[0]} and {names[1]}", parts)
@@ -270,7 +276,7 @@ def themes(options: Any) -> None:
     if len(taken) < 4:
         raise Wrong(f"{len(taken)} pairs are too few to group: index more photos")
     with needs("vgg"):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
     groups = find_themes(store, tqdm(taken, desc="explaining", unit="pair"), options.count)
     said = f"{len(taken)} of {len(pairs)} pairs of a photo and its nearest neighbour"

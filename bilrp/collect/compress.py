@@ -212,7 +212,7 @@ def pack(f: Factor, how: str | int | Basis = "exact") -> Packed:
         about["kind"] = how
     elif basis is not None or (isinstance(how, int) and not isinstance(how, bool) and how >= 1):
         about |= {"kind": "rank" if basis is None else "basis", "spans": None}
-        rows = _directions(dense, how) if basis is None else basis.rows.double()
+        rows = how.rows.double() if isinstance(how, Basis) else _directions(dense, int(how))
         if rows.shape[1] != dense.shape[1]:
             raise ValueError(
                 f"the basis is of {rows.shape[1]} features, the factor of {dense.shape[1]}"

@@ -193,5 +193,6 @@ class Tensors:
     def digest(self, i: int) -> str:
         x = self.values[i].detach().cpu().contiguous()
         total = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
-        total.update(x.flatten().view(torch.uint8).numpy() if x.numel() else b"")
+        if x.numel():
+            total.update(x.flatten().view(torch.uint8).numpy().data)
         return total.hexdigest()

@@ -132,8 +132,9 @@ class FaissIndex:
     similarity : str
         Fixed here: what the index is built for.
     kind : str
-        A description for `faiss.index_factory`: "HNSW32" is a graph of neighbours, "LSH" sign
-        codes of D bits, "IVF64,Flat" lists around 64 centres, "Flat" exact.
+        A description for `faiss.index_factory`: "HNSW32" is a graph of neighbours, "RR256,LSH" sign
+        codes of 256 bits, "IVF64,Flat" lists around 64 centres, "Flat" exact. Scores of sign codes
+        are minus Hamming distances.
 
     Raises
     ------
@@ -154,7 +155,8 @@ class FaissIndex:
         if isinstance(features, Store):
             self.numbers = features.good.nonzero()[:, 0]
             features = features.features()[self.numbers]
-        metric = faiss.METRIC_L2 if similarity == "-l2" else faiss.METRIC_INNER_PRODUCT
+        self.distances = similarity == "-l2" or "LSH" in kind
+        metric = faiss.METRIC_L2 if self.distances else faiss.METRIC_INNER_PRODUCT
         self.index = faiss.index_factory(features.shape[1], kind, metric)
         values = self._prepared(features)
         self.index.train(values)
@@ -170,4 +172,4 @@ class FaissIndex:
         scores, indices = map(torch.from_numpy, self.index.search(self._prepared(query), k))
         if self.numbers is not None:
             indices = torch.where(indices >= 0, self.numbers[indices.clamp(min=0)], -1)
-        return Hits(indices, -scores if self.similarity == "-l2" else scores)
+        return Hits(indices, -scores if self.distances else scores)

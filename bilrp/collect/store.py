@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def sha256(values: np.ndarray) -> str:
     """Of an array's shape, type and numbers."""
     values = np.ascontiguousarray(values)
     total = hashlib.sha256(f"{values.shape} {values.dtype.str}".encode())
-    total.update(values.reshape(-1).view(np.uint8))
+    total.update(values.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
@@ -316,7 +317,7 @@ class Store:
             else:
                 first = self.about.rows(k)[0]
                 self.bad.update({first + i: why for i, why in record.bad.items()})
-        self._arrays = zarr.open_group(self.path / "arrays", mode="r")
+        self._arrays: Any = zarr.open_group(self.path / "arrays", mode="r")
         self._kept: dict[int, Tensor] = {}
         self._basis: Basis | None = None
 
@@ -440,10 +441,10 @@ class Store:
             raise StoreError(f"{self.path} keeps no factor of {self.names[i]}")
         group = f"factors/{k:05}/{at}"
         mine = record.factors[at]
-        arrays = {
-            name: self._checked(k, f"{at}/{name}", lambda n=name: self._arrays[f"{group}/{n}"][:])
-            for name in mine["arrays"]
-        }
+        arrays = {}
+        for name in mine["arrays"]:
+            read = partial(self._read, f"{group}/{name}")
+            arrays[name] = self._checked(k, f"{at}/{name}", read)
         return Packed.of(arrays, mine, self.about.identity, self.basis)
 
     @property
@@ -470,6 +471,9 @@ class Store:
             except Damaged:
                 damaged.append(k)
         return damaged
+
+    def _read(self, place: str) -> np.ndarray:
+        return self._arrays[place][:]
 
     def _checked(self, k: int, name: str, read: Callable[[], Any]) -> np.ndarray:
         record = self._records[k]

@@ -47,10 +47,11 @@ class Theme:
 def neighbours(store: Store, similarity: str = "cosine", k: int = 1) -> list[tuple[int, int]]:
     """Each input that could be used, with the k most similar others; no pair twice."""
     found = []
-    for i in store.good.nonzero()[:, 0].tolist():
-        chunk, at = divmod(i, store.about.chunk)
-        hits = nearest(store, store.block(chunk)[at], k, similarity, without=[i])
-        found += [(min(i, j), max(i, j)) for j in hits.indices[0].tolist()]
+    for first, block in store.blocks():
+        hits = nearest(store, block, k + 1, similarity).indices.tolist()
+        for i, best in enumerate(hits, start=first):
+            others = [j for j in best if j != i][:k]  # a copy may come before the input itself
+            found += [(min(i, j), max(i, j)) for j in others if i not in store.bad]
     return sorted(set(found))
 
 

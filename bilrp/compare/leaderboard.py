@@ -60,14 +60,18 @@ class Network:
     truths: tuple[str, ...]
 
 
-PHOTOS = ("planted match", "two planted", "warps", "films and stereo", "removal")
+# Where features keep their places, y joins equal places of a map: what lies farther apart than
+# these see has nothing in common for the network. Planted matches want features without places.
+IN_PLACE = ("warps", "films and stereo", "removal")
+ANYWHERE = ("planted match", "two planted", *IN_PLACE)
 
 
-def _vgg(layer: int) -> Network:
+def _vgg(layer: int, pooled: bool) -> Network:
     def load() -> list[nn.Module]:
         from bilrp.models.vgg import vgg16
 
-        return [vgg16(layer)]
+        top = (nn.AdaptiveAvgPool2d(1), nn.Flatten()) if pooled else ()
+        return [nn.Sequential(*vgg16(layer), *top).eval()]
 
     def prepare(x: Tensor) -> Tensor:
         from bilrp.models.vgg import normalize
@@ -79,7 +83,8 @@ def _vgg(layer: int) -> Network:
 
         return vgg16_rules()
 
-    return Network(f"VGG-16, layer {layer}", load, prepare, rules, PHOTOS)
+    name = f"VGG-16, layer {layer}{', pooled' if pooled else ''}"
+    return Network(name, load, prepare, rules, ANYWHERE if pooled else IN_PLACE)
 
 
 def _efficientnet() -> Network:
@@ -93,7 +98,7 @@ def _efficientnet() -> Network:
 
         return efficientnet_lite0_input(x)
 
-    return Network("EfficientNet-Lite0", load, prepare, lambda: Gamma(0.02), PHOTOS)
+    return Network("EfficientNet-Lite0", load, prepare, lambda: Gamma(0.02), ANYWHERE)
 
 
 def _bigrams() -> Network:
@@ -132,7 +137,7 @@ NETWORKS = {
     n.name: n
     for n in (
         *(_toy(vectors, biases) for vectors in TOYS for biases in (False, True)),
-        *(_vgg(layer) for layer in (5, 10, 17, 24, 31)),
+        *(_vgg(layer, pooled) for layer in (5, 10, 17, 24, 31) for pooled in (True, False)),
         _efficientnet(),
         _bigrams(),
     )
@@ -218,7 +223,9 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
     if cell.path.is_file():
         found = json.loads(cell.path.read_text(encoding="utf-8"))
         kept = found if found["key"] == kept["key"] else kept
-    pairs = pairs_of(cell.truth, max(count, 1))
+    if kept["refused"] or len(kept["pairs"]) >= count:
+        return kept
+    pairs = pairs_of(cell.truth, count)
     for number in range(len(kept["pairs"]), min(count, len(pairs))):
         if kept["refused"] or time.time() > until:
             break
@@ -238,6 +245,7 @@ def write(path: Path, content: object) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
@@ -285,7 +293,7 @@ def summary(cell: Cell, kept: dict) -> dict:
             values = [r[key] for r in records]
         else:
             continue
-        several = len(groups.unique()) > 1
+        several = len(groups.unique()) >= 4  # an interval of fewer would pretend
         t = torch.tensor(values, dtype=torch.float64)
         mean = float(t.mean())
         found = bootstrap(t, seed=0, groups=groups) if several else (mean, mean, mean)
@@ -299,13 +307,18 @@ def summary(cell: Cell, kept: dict) -> dict:
 
 def collect(command: str) -> dict:
     """The whole table from what is kept: rows that are computed, and cells that are not."""
-    rows, missing = [], []
+    rows: list[dict] = []
+    missing: dict[str, dict[str, list[str]]] = {}
     for cell in cells():
         kept = compute(cell, 0)
         if kept["pairs"] or kept["refused"]:
             rows.append(summary(cell, kept))
         else:
-            missing.append([cell.truth.name, cell.network.name, cell.method.name])
+            of_truth = missing.setdefault(cell.truth.name, {})
+            of_truth.setdefault(cell.network.name, []).append(cell.method.name)
+    for networks in missing.values():
+        for name, left in networks.items():
+            networks[name] = ["all"] if len(left) == len(METHODS) else left
     git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     return {
         "commit": git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
@@ -316,6 +329,32 @@ def collect(command: str) -> dict:
         "rows": rows,
         "not_run": missing,
     }
+
+
+def rows_of(table: dict, truth: str, network: str) -> list[dict]:
+    """Rows of the table that were computed, the best first: by score minus its null."""
+    found = [r for r in table["rows"] if (r["truth"], r["network"]) == (truth, network)]
+    return sorted((r for r in found if "score" in r), key=lambda r: -r["above"][0])
+
+
+def lines(rows: list[dict], width: int = 37) -> str:
+    """Rows as printed lines: means, in brackets their 95 % intervals over pairs."""
+
+    def cell(values: list[float] | None, length: int) -> str:
+        if values is None:
+            return " " * length
+        bounds = f" [{values[1]:.3f}, {values[2]:.3f}]" if len(values) == 3 else ""
+        return f"{values[0]:.3f}{bounds}".rjust(length)
+
+    head = f"{'method':{width}}{'n':>3}{'patch':>6}{'score':>7}{'null':>7}{'score - null':>24}"
+    found = [head + f"{'AUC':>7}{'s':>7}"]
+    for r in rows:
+        found.append(
+            f"{r['method']:{width}}{r['pairs']:3}{r['patch']:6}{cell(r['score'][:1], 7)}"
+            f"{cell(r['null'][:1], 7)}{cell(r['above'], 24)}"
+            f"{cell(r['auc'][:1] if 'auc' in r else None, 7)}{r['seconds']:7.1f}"
+        )
+    return "\n".join(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -338,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no truth, network and method of these names go together")
     with tqdm(chosen, unit="cell") as progress:
         for cell in progress:
-            progress.set_description(cell.name)
+            progress.set_description(cell.name, refresh=False)
             slow = cell.method.slow and options.slow_pairs is not None
             compute(cell, options.slow_pairs if slow else options.pairs, until)
     if options.output:

@@ -279,7 +279,7 @@ def integrated_jacobians_deep(
     ----------
     layer : int, optional
         How many layers of a sequential network lie below the map. Default: up to the last max
-        pooling below the top; without one, half of the layers.
+        pooling that has a convolution above it; without one, half of the layers.
 
     Raises
     ------
@@ -313,7 +313,8 @@ def _split(model: nn.Module, layer: int | None) -> tuple[nn.Module, nn.Module]:
         )
     if layer is None:
         pools = [k for k, m in enumerate(model, start=1) if isinstance(m, nn.MaxPool2d)]
-        layer = max((k for k in pools if k < len(model)), default=len(model) // 2)
+        last = max((k for k, m in enumerate(model) if isinstance(m, nn.Conv2d)), default=0)
+        layer = max((k for k in pools if k <= last), default=len(model) // 2)
     if not 1 <= layer < len(model):
         raise ValueError(f"layer must be between 1 and {len(model) - 1}, got {layer!r}")
     return model[:layer], model[layer:]

@@ -155,13 +155,13 @@ def tinted(x: Tensor, share: Tensor, ax: Axes, most: float | None = None) -> Non
     most : float, optional
         The number that gets the full colour. Default: the largest.
     """
-    image, share = _pixels(x), share.detach().cpu().numpy()
-    size = np.abs(share)
+    image, shares = _pixels(x), share.detach().cpu().numpy()
+    size = np.abs(shares)
     most = most or float(size.max()) or 1.0
     height, width = image.shape[:2]
     ax.imshow(image.mean(2), cmap="gray", vmin=-0.6, vmax=1.2, extent=(0, width, height, 0))
     ax.imshow(
-        share,
+        shares,
         cmap=DIVERGING,
         vmin=-most,
         vmax=most,

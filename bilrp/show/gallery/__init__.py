@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ class Stored:
         return torch.from_numpy(self.codes[k] * self.steps * self.scales[k])
 
 
-def store(products: Tensor, counts: Sequence[int], width: int, rounding: float) -> Stored:
+def store(products: Tensor, counts: Sequence[int], width: int, most: float) -> Stored:
     """Coordinates of all rows in a basis that the inputs have in common, as whole numbers.
 
     Parameters
@@ -119,10 +118,15 @@ def store(products: Tensor, counts: Sequence[int], width: int, rounding: float) 
     counts : sequence of int
         Rows of each input, its biases the last.
     width : int
-        Directions that are kept, at most.
-    rounding : float
-        Error that whole numbers may add: norm over the norm of the scores, for the pair of inputs
-        whose scores are weakest. What the directions left out add is not in it.
+        Directions to begin with; where these do not suffice, more are taken.
+    most : float
+        Error that no pair of inputs may exceed: norm of the error of all its scores, over the norm
+        of the scores.
+
+    Raises
+    ------
+    ValueError
+        If that error cannot be reached, or two inputs have no scores to compare it with.
 
     Notes
     -----
@@ -131,43 +135,63 @@ def store(products: Tensor, counts: Sequence[int], width: int, rounding: float) 
     e of one input along an axis meets the coordinates of the other: in the squares of the scores it
     counts as lambda e^2, with lambda their variance. For a given number of bits that sum is least
     where lambda e^2 is the same along all axes, so the steps are as 1 / sqrt(lambda): strong
-    directions are stored finely, and the codes of weak ones are mostly zeros, which deflate well.
+    directions are stored finely, and the codes of weak ones are small and take few bits.
     """
     starts = np.cumsum([0, *counts])
-    blocks = [slice(a, b) for a, b in itertools.pairwise(starts)]
     patches = [slice(a, b - 1) for a, b in itertools.pairwise(starts)]
-    norms = _sizes(products, patches)
-    each = norms.repeat_interleave(torch.tensor(counts))
-    scaled = products / (each[:, None] * each)
-    axes = _coordinates(scaled, min(width, len(scaled)))
-    inner = torch.cat([torch.arange(p.start, p.stop) for p in patches])
-    variance = axes[inner].square().mean(0)
-    met = _met(products, counts)
-    weakest = min(float(scaled[p, q].norm()) for p in patches for q in patches)
-    # Rounding adds 2 lambda step^2 / 12 to the square of a score for each axis.
+    sizes = _sizes(products, patches)
+    each = sizes.repeat_interleave(torch.tensor(counts))
+    scaled, met = products / (each[:, None] * each), _met(products, counts)
+    norms = torch.tensor([[float(scaled[p, q].norm()) for q in patches] for p in patches])
+    if not (norms > 0).all() or not norms.isfinite().all():
+        raise ValueError("the scores of some pair are all zero, or not finite")
+    width = min(width, len(scaled))
+    while True:
+        axes = _coordinates(scaled, width)
+        for part in (0.8, 0.65, 0.5, 0.3):
+            codes, steps = _rounded(axes, part * most * float(norms.min()), counts, met)
+            error = torch.addmm(scaled, codes * steps, (codes * steps).T, beta=-1)
+            errors = _errors(error, patches, met) / norms
+            if errors.max() <= most:
+                return Stored(
+                    codes=[c.to(torch.int16).numpy() for c in codes.split(list(counts))],
+                    steps=steps.numpy(),
+                    scales=sizes.numpy(),
+                    owners=_owners(products, patches),
+                    met=None if met is None else met.numpy(),
+                    errors=errors.numpy(),
+                )
+        if width == len(scaled):
+            raise ValueError(
+                f"no pair may be off by more than {most}; one is by {errors.max():.4f}"
+            )
+        width = min(len(scaled), width + width // 4 + 1)
+
+
+def _rounded(
+    axes: Tensor, most: float, counts: Sequence[int], met: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Whole numbers and their steps, so that rounding adds about `most` to the norm of the scores.
+
+    Rounding adds 2 lambda step^2 / 12 to the square of a score for each axis.
+    """
+    ends = np.cumsum(counts) - 1
+    variance = axes[np.setdiff1d(np.arange(len(axes)), ends)].square().mean(0)
     scores = max(counts) ** 2 * (1.0 if met is None else float(met.float().mean()))
-    steps = rounding * weakest / (scores * axes.shape[1] / 6 * variance.clamp(min=1e-12)).sqrt()
+    steps = most / (scores * axes.shape[1] / 6 * variance.clamp(min=1e-12)).sqrt()
     steps = torch.maximum(steps, axes.abs().amax(0) / np.iinfo(np.int16).max)
     codes = (axes / steps).round()
     used = (codes != 0).any(0)
-    codes, steps = codes[:, used], steps[used]
-    error = codes * steps
-    error = torch.addmm(scaled, error, error.T, beta=-1)
-    errors = [
-        [
-            float((error[p, q] if met is None else error[p, q] * met).norm() / scaled[p, q].norm())
-            for q in patches
-        ]
-        for p in patches
-    ]
-    return Stored(
-        codes=[codes[b].to(torch.int16).numpy() for b in blocks],
-        steps=steps.numpy(),
-        scales=norms.numpy(),
-        owners=_owners(products, patches),
-        met=None if met is None else met.numpy(),
-        errors=np.array(errors),
-    )
+    return codes[:, used], steps[used]
+
+
+def _errors(error: Tensor, patches: Sequence[slice], met: Tensor | None) -> Tensor:
+    """Norms of the errors of all pairs of inputs, where their scores are not known to be zero."""
+
+    def norm(block: Tensor) -> float:
+        return float((block if met is None else block * met).norm())
+
+    return torch.tensor([[norm(error[p, q]) for q in patches] for p in patches])
 
 
 def _sizes(products: Tensor, patches: Sequence[slice]) -> Tensor:
@@ -271,8 +295,13 @@ class Collection:
         for setting in self.settings:
             key = f"{self.name}-{setting.layer}-{setting.gamma}"
             s, pairs = setting.stored, setting.pairs()
+            directions, rows = expected(s.codes)
             for k, codes in enumerate(s.codes):
-                one = {"scale": float(s.scales[k]), "codes": _packed(codes)}
+                one = {
+                    "scale": float(s.scales[k]),
+                    "rows": _base64(rows[k]),
+                    "codes": text_of(rice(codes, rows[k], directions)),
+                }
                 _write(folder, f"{key}-{k:02}", version, one)
             about = {
                 "key": key,
@@ -281,8 +310,9 @@ class Collection:
                 "label": dict(zip(("layer", "gamma"), setting.labels, strict=True)),
                 "width": s.width,
                 "steps": _base64(s.steps),
+                "directions": _base64(directions),
                 "owners": _base64(s.owners),
-                "met": None if s.met is None else _zipped(np.packbits(s.met, bitorder="little")),
+                "met": None if s.met is None else _base64(np.packbits(s.met, bitorder="little")),
                 "biases": bool(s.owners[len(s.codes) :].any()),
                 "errors": [round(float(e), 5) for e in s.errors.ravel()],
                 "pairs": len(pairs),
@@ -317,14 +347,51 @@ def _write(folder: Path, name: str, version: str, data: dict) -> None:
     )
 
 
-def _packed(codes: np.ndarray) -> str:
-    """Direction by direction, all low bytes before all high ones: that deflates best."""
-    planes = codes.T.astype("<i2", order="C").view(np.uint8).reshape(-1, 2).T
-    return _zipped(planes)
+# --- codes as text ---
+ESCAPE = 24  # zeros that announce a number of 16 bits instead of a quotient
 
 
-def _zipped(numbers: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(numbers.tobytes(), 9)).decode()
+def expected(codes: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """How large codes are, by direction and by row of each input, as int8 logarithms to 2^(1/8).
+
+    A code of row p along direction m has a mean size of about 2^((row[p] + direction[m]) / 8) / 1.4.
+    """
+    sizes = [np.abs(c).astype(np.float64) for c in codes]
+    means = np.concatenate(sizes).mean(0)
+
+    def logarithm(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.round(8 * np.log2(np.maximum(values, 1e-4))), -127, 127).astype(np.int8)
+
+    return logarithm(1.4 * means), [logarithm(s.sum(1) / max(means.sum(), 1e-9)) for s in sizes]
+
+
+def rice(codes: np.ndarray, rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Codes as bits, (bits,) of 0 and 1: Rice's code, its parameter from what `expected` says.
+
+    A code c becomes u = 2c - 1 or -2c; u becomes u >> k zeros, a one, and the lowest k bits of u,
+    the lowest first; k = max(0, (row + direction + 4) >> 3). Row by row.
+    """
+    c = codes.astype(np.int64).ravel()
+    u = np.where(c > 0, 2 * c - 1, -2 * c)
+    k = np.maximum(0, (rows[:, None].astype(int) + directions + 4) >> 3).ravel()
+    quotient = np.minimum(u >> k, ESCAPE)
+    low = np.where(quotient == ESCAPE, 16, k)
+    ends = np.cumsum(quotient + 1 + low)
+    bits = np.zeros(ends[-1], np.uint8)
+    first = ends - low
+    bits[first - 1] = 1
+    for b in range(int(low.max())):
+        here = low > b
+        bits[first[here] + b] = (u[here] >> b) & 1
+    return bits
+
+
+def text_of(bits: np.ndarray) -> str:
+    """Bits as text: 13 of them, the lowest first, as two of the 91 characters # to ~ without \\."""
+    padded = np.pad(bits, (0, -len(bits) % 13)).reshape(-1, 13).astype(np.int64)
+    words = padded @ (1 << np.arange(13))
+    digits = np.stack([words // 91, words % 91], 1).ravel() + 35
+    return (digits + (digits >= 92)).astype(np.uint8).tobytes().decode("ascii")
 
 
 def _base64(numbers: np.ndarray) -> str:

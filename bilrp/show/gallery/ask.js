@@ -78,7 +78,7 @@ function under({ pics, pair }, side, event) {
 /** After a tap, the other picture and the read-out are in the window. */
 function bringIntoView(view, side) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const bar = view.find(".answers").getBoundingClientRect();
+  const bar = view.find(".readout").getBoundingClientRect();
   const pic = view.pics[1 - side].getBoundingClientRect();
   const top = 70, floor = Math.min(innerHeight, bar.top); // below the page's own bar
   const by = pic.bottom > floor ? pic.bottom - floor + 8 : pic.top < top ? pic.top - top : 0;

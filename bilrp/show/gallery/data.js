@@ -12,20 +12,22 @@ globalThis.bilrpGallery = { receive: (name, data) => received.set(name, data) };
 const largest = (numbers) => numbers.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
 const total = (numbers) => numbers.reduce((sum, v) => sum + v, 0);
 
+const CURE = 'Build the book again with "make book", and keep the folder _static/gallery beside it.';
+const damaged = (name) => new Error(`The data file ${name}.js is damaged. ${CURE}`);
+
 /** Promises the data of a file beside this script; what is wrong with it is said in words. */
 function load(name, version) {
   if (!asked.has(name)) asked.set(name, new Promise((resolve, reject) => {
     const script = document.createElement("script");
     const stop = (what) => {
       asked.delete(name); // it may be there the next time
-      reject(new Error(`The data file ${name}.js ${what}. Build the book again with "make book", `
-        + "and keep the folder _static/gallery beside its pages."));
+      reject(new Error(`The data file ${name}.js ${what}. ${CURE}`));
     };
     script.onerror = () => stop("is missing or cannot be read");
     script.onload = () => {
       const data = received.get(name);
       received.delete(name);
-      if (!data) stop("is damaged: it does not hold what its name says");
+      if (!data) stop("is damaged");
       else if (data.version !== version) stop("is of another build of the book than this page");
       else resolve(data);
     };
@@ -35,12 +37,36 @@ function load(name, version) {
   return asked.get(name);
 }
 
-/** Numbers of the given kind from base64 of little-endian bytes, deflated where `packed`. */
-async function unpack(Kind, text, packed = false) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  if (!packed) return new Kind(bytes.buffer);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Kind(await new Response(stream).arrayBuffer());
+/** Numbers of the given kind from base64 of little-endian bytes. */
+function unpack(Kind, text) {
+  return new Kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+}
+
+/** Bits from text, 13 in two of 91 characters: see text_of() in __init__.py. */
+function bitsOf(text) {
+  const bits = new Uint8Array((text.length >> 1) * 13);
+  const digit = (n) => { const c = text.charCodeAt(n); return c - (c > 92 ? 36 : 35); };
+  for (let n = 0, at = 0; n + 1 < text.length; n += 2) {
+    const word = 91 * digit(n) + digit(n + 1);
+    for (let b = 0; b < 13; b++) bits[at++] = (word >> b) & 1;
+  }
+  return bits;
+}
+
+/** Calls use(code, row, direction) with all codes of an input: see rice() in __init__.py. */
+function eachCode(bits, rows, directions, use) {
+  const ESCAPE = 24;
+  let at = 0;
+  for (let p = 0; p < rows.length; p++)
+    for (let m = 0; m < directions.length; m++) {
+      let quotient = 0, low = 0;
+      while (!bits[at++]) if (++quotient > ESCAPE) return false; // also where the bits have ended
+      const k = quotient === ESCAPE ? 16 : Math.max(0, (rows[p] + directions[m] + 4) >> 3);
+      for (let b = 0; b < k; b++) low |= bits[at++] << b;
+      const u = quotient === ESCAPE ? low : (quotient << k) | low;
+      use(u & 1 ? (u + 1) >> 1 : -(u >> 1), p, m);
+    }
+  return bits.length - at < 13; // else something is left over
 }
 
 /** The setting of a collection that has this layer and gamma; undefined stands for its first. */
@@ -57,29 +83,17 @@ function settingOf(one, { layer, gamma }) {
 async function rowsOf(one, setting, k) {
   const name = `${setting.key}-${String(k).padStart(2, "0")}`;
   const data = await load(name, one.version);
-  data.rows ??= (async () => {
-    const steps = await unpack(Float32Array, setting.steps), width = setting.width;
-    const bytes = await unpack(Uint8Array, data.codes, true);
-    const count = one.grids[k][0] * one.grids[k][1] + 1, size = count * width;
-    if (bytes.length !== 2 * size)
-      throw new Error(`The data file ${name}.js is damaged: ${bytes.length} bytes, not ${2 * size}.`);
-    const rows = new Float32Array(size);
-    for (let n = 0; n < size; n++) { // direction by direction, all low bytes before the high ones
-      const direction = Math.floor(n / count), code = ((bytes[n] | (bytes[size + n] << 8)) << 16) >> 16;
-      rows[(n % count) * width + direction] = code * steps[direction] * data.scale;
-    }
-    return rows;
+  data.coordinates ??= (() => {
+    const steps = unpack(Float32Array, setting.steps), rows = unpack(Int8Array, data.rows);
+    const found = new Float32Array(rows.length * setting.width);
+    const whole = rows.length === one.grids[k][0] * one.grids[k][1] + 1 && eachCode(
+      bitsOf(data.codes), rows, unpack(Int8Array, setting.directions), (code, p, m) => {
+        found[p * setting.width + m] = code * steps[m] * data.scale;
+      });
+    if (!whole) throw damaged(name);
+    return found;
   })();
-  return data.rows;
-}
-
-/** What belongs to a setting and not to one input, unpacked once. */
-async function common(setting) {
-  setting.common ??= (async () => ({
-    owners: await unpack(Float64Array, setting.owners),
-    met: setting.met && await unpack(Uint8Array, setting.met, true),
-  }))();
-  return setting.common;
+  return data.coordinates;
 }
 
 /** Products of the first `count` rows of a with the first `count2` of b, each `width` long. */
@@ -108,7 +122,8 @@ async function explainPair(one, setting, i, j) {
     if (!Number.isInteger(k) || k < 0 || k >= n)
       throw new RangeError(`${one.title} are numbered from 0 to ${n - 1}; there is no ${k}`);
   const [a, b] = await Promise.all([rowsOf(one, setting, i), rowsOf(one, setting, j)]);
-  const { owners, met } = await common(setting);
+  const owners = unpack(Float64Array, setting.owners);
+  const met = setting.met && unpack(Uint8Array, setting.met);
   const owner = (p, q) => owners[p * 2 * n + q]; // exact; patches first, then biases, of all
   const y = (p, q) => owner(p, q) + owner(p, n + q) + owner(n + p, q) + owner(n + p, n + q);
   const grid = [i, j].map((k) => ({ rows: one.grids[k][0], columns: one.grids[k][1] }));

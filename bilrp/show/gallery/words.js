@@ -129,7 +129,7 @@ function writeAccuracy(view, one, setting) {
   const { pair } = view;
   view.find(".accuracy").textContent = `Computed here, in your browser, from ${setting.width} numbers a patch. ${
     ""}These scores differ from the engine's by ${percent(pair.error)} (norm of the difference over norm of the ${
-    ""}scores); over all ${setting.errors.length} pairs of this setting by ${percent(setting.median)} in the ${
+    ""}scores); over all ${setting.pairs} pairs of this setting by ${percent(setting.median)} in the ${
     ""}median and ${percent(setting.worst)} at most. The similarity and the ledger are exact.`;
 }
 
