@@ -193,6 +193,11 @@ def test_markup_becomes_markdown(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             of(wrong)
+    plain_name = "```{prf:proposition} As in the paper\n:label: le-b\n:nonumber:\n\nSo.\n```"
+    source = tmp_path / "chapters/02_two.md"
+    source.write_text(source.read_text("utf-8") + plain_name.replace("le-b", "pr-b"))
+    named = plain.plain(plain_name.replace("le-b", "pr-b"), plain.Book(tmp_path), "02_two")
+    assert named == "> **Proposition (As in the paper).** So."
 
 
 def test_what_a_reader_changed_is_not_written_over(tmp_path, capsys):

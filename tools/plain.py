@@ -159,7 +159,9 @@ class Book:
                     self.places[label] = Place(page, name, name)
                 elif block.kind.startswith("prf:") and block.kind != "prf:proof":
                     kind = block.kind.removeprefix("prf:")
-                    name = f"{kind.title()} {numbered(kind)}"
+                    name = kind.title()
+                    if "nonumber" not in block.options:
+                        name += f" {numbered(kind)}"
                     self.places[label or f"{page}-{kind}-{counts[kind]}"] = Place(page, name)
                 elif block.kind == "math" and label:
                     self.places[label] = Place(page, f"({numbered('equation')})")
