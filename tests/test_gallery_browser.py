@@ -365,11 +365,6 @@ def compare(page: Page, factors: dict[int, bilrp.Factor], layer: int, gamma: flo
             said = torch.tensor(answer["ledger"]).flatten()
             assert float((said - parts).abs().max()) < 1e-3 * float(parts.abs().sum())
     assert worst <= 0.05
-    said = page.evaluate(
-        "a => document.querySelector('[data-gallery]').explain(...a).then(() => 1)",
-        [0, 1, {"layer": layer, "gamma": gamma}],
-    )
-    assert said == 1
 
 
 @pytest.mark.weights
@@ -382,7 +377,7 @@ def test_all_pairs_of_photos_are_those_of_the_engine(book: Page) -> None:
 
 @pytest.mark.weights
 @pytest.mark.parametrize("layer", [17, 31])
-@pytest.mark.parametrize("gamma", ["paper", 0.02, 0])
+@pytest.mark.parametrize("gamma", ["paper", 0.02])
 def test_some_pairs_under_every_setting_are_those_of_the_engine(book: Page, layer, gamma) -> None:
     net, x = bilrp.vgg16(layer), photos()
     compare(book, {k: bilrp.factor(net, x[k], rules(gamma)) for k in (6, 24)}, layer, gamma)

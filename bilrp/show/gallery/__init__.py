@@ -354,7 +354,7 @@ ESCAPE = 24  # zeros that announce a number of 16 bits instead of a quotient
 def expected(codes: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """How large codes are, by direction and by row of each input, as int8 logarithms to 2^(1/8).
 
-    A code of row p along direction m has a mean size of about 2^((row[p] + direction[m]) / 8) / 1.4.
+    The mean size of a code of row p along direction m: 2^((row[p] + direction[m]) / 8) / 1.4.
     """
     sizes = [np.abs(c).astype(np.float64) for c in codes]
     means = np.concatenate(sizes).mean(0)
