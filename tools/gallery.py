@@ -205,7 +205,8 @@ def errors(collections: list[gallery.Collection]) -> list[dict]:
 
 def state() -> str:
     """What the data depend on."""
-    return digest(ROOT, [*CODE, "data/bigram.pt", "tools/gallery.py"])[:16]
+    code = [f"bilrp/{room}/**/*" for room in ("engine", "models", "book", "show/gallery")]
+    return digest(ROOT, [*code, *CODE[1:], "data/bigram.pt", "tools/gallery.py"])[:16]
 
 
 def make(out: Path = OUT) -> dict:
@@ -217,9 +218,7 @@ def make(out: Path = OUT) -> dict:
         if about.get("version") == version:
             return about
         started = time.monotonic()
-        print(
-            "Computing the gallery: 25 photos, two layers, two gammas; some minutes.", flush=True
-        )
+        print("Computing the gallery: 25 photos, two layers, two gammas; some minutes.", flush=True)
         new = out.with_name(f"{out.name}.new")
         for folder in (new, out):
             shutil.rmtree(folder, ignore_errors=True)
