@@ -313,12 +313,15 @@ def test_on_a_phone_a_tap_shows_the_partners_and_says_so(show, theme) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(show, theme) -> None:
-    page = show(theme=theme)
+    # axe asks for the style sheets once more, which a browser refuses for pages from disk
+    page = show(theme=theme, wrong=("gallery.css", "ERR_FAILED"))
+    expect(page.locator(".readout")).to_contain_text("y =")
     page.mouse.click(*spot(page, 0, 2, 4))
     page.locator("summary").click()
     found = Axe().run(page).response
     serious = [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")]
-    assert not serious, found["violations"]
+    nodes = [(v["id"], [n["html"] for n in v["nodes"]][:4]) for v in found["violations"]]
+    assert not serious, nodes
 
 
 def test_without_scripts_a_sentence_says_what_is_missing(show) -> None:
@@ -365,11 +368,6 @@ def compare(page: Page, factors: dict[int, bilrp.Factor], layer: int, gamma: flo
             said = torch.tensor(answer["ledger"]).flatten()
             assert float((said - parts).abs().max()) < 1e-3 * float(parts.abs().sum())
     assert worst <= 0.05
-    said = page.evaluate(
-        "a => document.querySelector('[data-gallery]').explain(...a).then(() => 1)",
-        [0, 1, {"layer": layer, "gamma": gamma}],
-    )
-    assert said == 1
 
 
 @pytest.mark.weights
@@ -382,7 +380,7 @@ def test_all_pairs_of_photos_are_those_of_the_engine(book: Page) -> None:
 
 @pytest.mark.weights
 @pytest.mark.parametrize("layer", [17, 31])
-@pytest.mark.parametrize("gamma", ["paper", 0.02, 0])
+@pytest.mark.parametrize("gamma", ["paper", 0.02])
 def test_some_pairs_under_every_setting_are_those_of_the_engine(book: Page, layer, gamma) -> None:
     net, x = bilrp.vgg16(layer), photos()
     compare(book, {k: bilrp.factor(net, x[k], rules(gamma)) for k in (6, 24)}, layer, gamma)

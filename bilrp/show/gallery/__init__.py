@@ -62,9 +62,11 @@ def gram(inputs: Sequence[Rows], counts: Sequence[int]) -> Tensor:
     starts = np.cumsum([0, *counts])
     total = torch.zeros(starts[-1], starts[-1])
     for places in zip(*inputs, strict=True):
-        chosen = [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
+        at = np.concatenate(
+            [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
+        )
         a = torch.from_numpy(np.concatenate([values for _, values in places]))
-        at = torch.from_numpy(np.concatenate(chosen))
+        at = torch.from_numpy(at)
         total[at[:, None], at] += a @ a.T
     return total
 
@@ -318,7 +320,7 @@ class Collection:
                 "worst": float(pairs.max()),
             }
             settings.append(about)
-        whole = {
+        about = {
             "name": self.name,
             "title": self.title,
             "names": self.names,
@@ -327,7 +329,7 @@ class Collection:
             "start": dict(zip("ij", self.start, strict=True)),
             "settings": settings,
         }
-        _write(folder, self.name, version, whole)
+        _write(folder, self.name, version, about)
 
 
 def write_code(folder: Path) -> None:
@@ -352,7 +354,7 @@ ESCAPE = 24  # zeros that announce a number of 16 bits instead of a quotient
 def expected(codes: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """How large codes are, by direction and by row of each input, as int8 logarithms to 2^(1/8).
 
-    A code of row p along direction m has a mean size near 2^((row[p] + direction[m]) / 8) / 1.4.
+    The mean size of a code of row p along direction m: 2^((row[p] + direction[m]) / 8) / 1.4.
     """
     sizes = [np.abs(c).astype(np.float64) for c in codes]
     means = np.concatenate(sizes).mean(0)
