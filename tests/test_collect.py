@@ -187,7 +187,7 @@ def test_a_disk_that_is_really_full(tmp_path, whole):
 
 
 KILLED = """
-import os, random, shutil, signal, sys, time
+import os, pathlib, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from tests.test_collect import Store, build, inputs, model, same, RULES
@@ -207,15 +207,16 @@ def child(name):
 
 # The parent builds nothing before the last fork: a fork must not inherit threads at work.
 random.seed(0)
-seconds = {}
 for kind in "pf":
-    start = time.perf_counter()
     os.waitpid(child(kind + "whole"), 0)
-    seconds[kind] = time.perf_counter() - start
 for n in range(rounds):
     kind = "f" if n % 4 == 0 else "p"
+    # At a random moment, by what is done and not by the clock: the machine may be busy.
+    enough, records = random.randrange(8), pathlib.Path(folder, f"{kind}{n}", "records")
     pid = child(f"{kind}{n}")
-    time.sleep(random.uniform(0, seconds[kind]))
+    while len(list(records.glob("*.json"))) < enough:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.02))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 unfinished = 0
@@ -226,9 +227,9 @@ for n in range(rounds):
         assert left.check() == [], n
         unfinished += 0 < len(left.missing) < left.about.chunks
     assert same(made(f"{kind}{n}"), Store(f"{folder}/{kind}whole")), n
-    assert not list(__import__("pathlib").Path(folder, f"{kind}{n}").rglob("*.partial"))
+    assert not list(pathlib.Path(folder, f"{kind}{n}").rglob("*.partial"))
 print("unfinished", unfinished)
-assert unfinished >= rounds // 3
+assert unfinished >= rounds // 2
 """
 
 

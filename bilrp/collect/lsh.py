@@ -42,7 +42,9 @@ class Weights:
             raise ValueError(f"weights must be >= 0, got {self}")
 
 
-def mixed(query: Tensor, features: Tensor, groups: Sequence[slice], weights: Sequence[Weights]):
+def mixed(
+    query: Tensor, features: Tensor, groups: Sequence[slice], weights: Sequence[Weights]
+) -> Tensor:
     """The similarity that is asked for, exactly: (Q, N)."""
     total = query.new_zeros(len(query), len(features))
     for g, w in zip(groups, weights, strict=True):
