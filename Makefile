@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo picture notebooks format clean help chromium
+.PHONY: book test test-fast lab student bench zoo words picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -38,6 +38,10 @@ bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other librar
 
 zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
+
+words: $(READY)  ## train the small networks of chapter 12 anew (two minutes; replaces their weights)
+	@$(BIN)/python -m bilrp.models.numerals
+	@$(BIN)/python -m bilrp.models.series
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
