@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
 .PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy lite0 digits \
-	numerals leaderboard gallery picture notebooks format clean help chromium
+	words leaderboard gallery picture notebooks format clean help chromium
 
 book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
 	@$(BIN)/python tools/build_book.py $(if $(JOBS),--jobs $(JOBS))
@@ -72,6 +72,10 @@ digits: $(READY)  ## train the six networks of the digit pictures anew (about te
 
 leaderboard: $(BENCH_READY) $(DATA)  ## compare methods on known truths (hours; goes on where stopped)
 	@PYTHONPATH=. $(BIN)/python -m bilrp.compare.leaderboard --output assets/leaderboard.json
+
+words: $(READY)  ## train the small networks of chapter 12 anew (two minutes; replaces their weights)
+	@$(BIN)/python -m bilrp.models.numerals
+	@$(BIN)/python -m bilrp.models.series
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py
