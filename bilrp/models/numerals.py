@@ -157,7 +157,9 @@ class Letters(nn.Module):
         self.cells = nn.LSTM(16, width, batch_first=True)
         self.head = nn.Linear(width, features)
         with torch.no_grad():
-            self.cells.bias_ih_l0[width : 2 * width] = 1.0  # begin by forgetting little
+            bias = self.cells.bias_ih_l0
+            assert isinstance(bias, Tensor)
+            bias[width : 2 * width] = 1.0  # begin by forgetting little
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.encode(self.embedding(tokens), lengths)

@@ -130,7 +130,9 @@ def network() -> nn.Sequential:
 def _started() -> nn.Sequential:
     net = network()
     with torch.no_grad():
-        net[8].bias.fill_(0.5)  # alive: a feature that begins dead stays so
+        bias = net[8].bias
+        assert isinstance(bias, Tensor)
+        bias.fill_(0.5)  # alive: a feature that begins dead stays so
     return net
 
 

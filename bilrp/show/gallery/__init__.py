@@ -62,11 +62,9 @@ def gram(inputs: Sequence[Rows], counts: Sequence[int]) -> Tensor:
     starts = np.cumsum([0, *counts])
     total = torch.zeros(starts[-1], starts[-1])
     for places in zip(*inputs, strict=True):
-        at = np.concatenate(
-            [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
-        )
+        chosen = [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
         a = torch.from_numpy(np.concatenate([values for _, values in places]))
-        at = torch.from_numpy(at)
+        at = torch.from_numpy(np.concatenate(chosen))
         total[at[:, None], at] += a @ a.T
     return total
 
@@ -320,7 +318,7 @@ class Collection:
                 "worst": float(pairs.max()),
             }
             settings.append(about)
-        about = {
+        whole = {
             "name": self.name,
             "title": self.title,
             "names": self.names,
@@ -329,7 +327,7 @@ class Collection:
             "start": dict(zip("ij", self.start, strict=True)),
             "settings": settings,
         }
-        _write(folder, self.name, version, about)
+        _write(folder, self.name, version, whole)
 
 
 def write_code(folder: Path) -> None:
