@@ -61,16 +61,27 @@ def test_factors_of_many_rows_are_those_of_the_package(kind):
 
 
 def test_a_sample_of_the_sweep_comes_out_again():
-    """Two of its thirty networks, trained anew: the last digits depend on the machine."""
+    """Two networks of its thirty, trained anew, are of their kind.
+
+    Not the same ones: training enlarges rounding, which depends on the machine and on how many
+    networks are trained at once.
+    """
     table = json.loads(toy_sweep.TARGET.read_text())
     assert tuple(table["gammas"]) == toy_sweep.GAMMAS
     assert len(table["networks"]) == 30
     vectors = toy.VECTORS["wide"]
     again, _ = toy.train(vectors, only=2, progress=False)
     for layers, biases in zip(again, (False, True), strict=True):
-        where = {"vectors": "wide", "biases": biases, "seed": 2}
-        (row,) = (r for r in table["networks"] if where.items() <= r.items())
+        kind = {"vectors": "wide", "biases": biases}
+        rows = [row for row in table["networks"] if kind.items() <= row.items()]
+        acs = torch.tensor([row["acs"] for row in rows])
         found = toy_sweep.measured(layers, vectors)
-        assert found["acs"] == pytest.approx(row["acs"], abs=0.01)
-        assert found["mse"] == pytest.approx(row["mse"], rel=0.5)
-        assert found["kept"] == pytest.approx(row["kept"], abs=0.03)
+        gain = max(found["acs"]) - found["acs"][0]
+        gains = acs.max(1).values - acs[:, 0]
+        assert found["mse"] < 1e-3
+        assert 0.01 <= found["chosen"] <= 0.07
+        assert 0.5 * float(gains.min()) < gain < 1.5 * float(gains.max())
+        off = torch.tensor(found["acs"]) - acs.mean(0)
+        assert float(off.abs().max()) < 0.08
+        kept = torch.tensor([row["kept"] for row in rows]).mean(0)
+        assert found["kept"] == pytest.approx(kept.tolist(), abs=0.05)

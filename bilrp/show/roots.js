@@ -60,6 +60,7 @@ function mountRoots(root) {
     const label = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "range", ...options });
     const output = document.createElement("output");
+    input.setAttribute("aria-label", name);
     label.append(name, input, output);
     bar.append(label);
     return { input, output };
