@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book test test-fast lab student bench zoo lite0 digits picture notebooks format clean help chromium
+.PHONY: book test test-fast lab student bench zoo lite0 digits leaderboard picture notebooks format clean help chromium
 
 book: $(DATA)  ## build the book into _build/html and print its address
 	@$(BIN)/python tools/build_book.py
@@ -44,6 +44,9 @@ lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on w
 
 digits: $(READY)  ## train the six networks of the digit pictures anew (about ten minutes)
 	@$(BIN)/python -m bilrp.models.digit_scenes
+
+leaderboard: $(BENCH_READY) $(DATA)  ## compare methods on known truths (hours; goes on where stopped)
+	@PYTHONPATH=. $(BIN)/python -m bilrp.compare.leaderboard --output assets/leaderboard.json
 
 picture: $(DATA)  ## draw the picture of the README anew
 	@$(BIN)/python tools/readme_picture.py

@@ -201,8 +201,10 @@ def test_refusals():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
     with pytest.raises(ValueError, match="gives maps with places"):
         methods.activation_products(flat, x, x, 4)
-    with pytest.raises(ValueError, match="no pooling below its top"):
+    with pytest.raises(ValueError, match=r"gives no maps \(C, h, w\)"):
         methods.integrated_jacobians_deep(flat, x, x, 4)
+    with pytest.raises(ValueError, match=r"an nn\.Sequential only, got Linear"):
+        methods.integrated_jacobians_deep(flat[1], x, x, 4)
     with pytest.raises(ValueError, match="between 1 and 10"):
         methods.integrated_jacobians_deep(nets.cnn(), x, x, 4, layer=11)
     big = torch.rand(3, 64, 64)

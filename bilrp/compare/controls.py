@@ -226,7 +226,7 @@ class ControlledShare(NamedTuple):
 
 
 def controlled_share(
-    relevance: Tensor, pairs: Tensor, keep: str = "displacement"
+    relevance: Tensor, pairs: Tensor, keep: str = "displacement", tolerance: float = 1e-4
 ) -> ControlledShare:
     """The share of the positive relevance on given pairs, with the shares that its nulls reach.
 
@@ -236,8 +236,8 @@ def controlled_share(
         Scores of pairs of groups in a row, or of patches on two grids.
     pairs : Tensor of bool
         Of the same shape: the pairs that count, such as true correspondences.
-    keep : str
-        What the locality null keeps, see `locality_null`.
+    keep, tolerance
+        What the locality null keeps, and how exactly; see `locality_null`.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def controlled_share(
     """
     _table(relevance)
     _check_pairs(relevance, pairs)
-    nulls = (marginal_null(relevance), locality_null(relevance, keep))
+    nulls = (marginal_null(relevance), locality_null(relevance, keep, tolerance))
     chosen = pairs.to(relevance.device)
     return ControlledShare(
         share_on(relevance, chosen),

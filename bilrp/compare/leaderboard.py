@@ -1,0 +1,386 @@
+"""The leaderboard: every method on every truth, with every network that both can take.
+
+``make leaderboard`` computes what is missing and writes assets/leaderboard.json. It may be stopped
+at any time: each pair is kept in _build/leaderboard as soon as it is judged, under a checksum of
+the code that decides its numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import fnmatch
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bilrp.compare.controls import bootstrap
+from bilrp.compare.methods import METHODS, Method
+from bilrp.compare.truths import TRUTHS, Pair, Truth
+from bilrp.engine.rules import Gamma, Rules
+
+PACKAGE = Path(__file__).resolve().parents[1]
+KEPT = Path("_build/leaderboard")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the leaderboard.
+
+    Attributes
+    ----------
+    name : str
+    load : callable
+        Gives one model or several, which take turns over the pairs.
+    prepare : callable
+        From an image in [0, 1], or digits, to the model's input.
+    rules : callable
+        Gives the paper's rules for it, or where the paper has none, this package's.
+    truths : tuple of str
+        The truths that it can take.
+    """
+
+    name: str
+    load: Callable[[], list[nn.Module]]
+    prepare: Callable[[Tensor], Tensor]
+    rules: Callable[[], Rules]
+    truths: tuple[str, ...]
+
+
+# Where features keep their places, y joins equal places of a map: what lies farther apart than
+# these see has nothing in common for the network. Planted matches want features without places.
+IN_PLACE = ("warps", "films and stereo", "removal")
+ANYWHERE = ("planted match", "two planted", *IN_PLACE)
+
+
+def _vgg(layer: int, pooled: bool) -> Network:
+    def load() -> list[nn.Module]:
+        from bilrp.models.vgg import vgg16
+
+        top = (nn.AdaptiveAvgPool2d(1), nn.Flatten()) if pooled else ()
+        return [nn.Sequential(*vgg16(layer), *top).eval()]
+
+    def prepare(x: Tensor) -> Tensor:
+        from bilrp.models.vgg import normalize
+
+        return normalize(x)
+
+    def rules() -> Rules:
+        from bilrp.models.vgg import vgg16_rules
+
+        return vgg16_rules()
+
+    name = f"VGG-16, layer {layer}{', pooled' if pooled else ''}"
+    return Network(name, load, prepare, rules, ANYWHERE if pooled else IN_PLACE)
+
+
+def _efficientnet() -> Network:
+    def load() -> list[nn.Module]:
+        from bilrp.models.efficientnet import efficientnet_lite0
+
+        return [efficientnet_lite0()]
+
+    def prepare(x: Tensor) -> Tensor:
+        from bilrp.models.efficientnet import efficientnet_lite0_input
+
+        return efficientnet_lite0_input(x)
+
+    return Network("EfficientNet-Lite0", load, prepare, lambda: Gamma(0.02), ANYWHERE)
+
+
+def _bigrams() -> Network:
+    def load() -> list[nn.Module]:
+        from bilrp.models.bigram import BigramNetwork
+
+        return [BigramNetwork.load()]
+
+    return Network("bigram network", load, lambda x: x, lambda: Gamma(0.5), ("tables",))
+
+
+def _toy(vectors: str, biases: bool) -> Network:
+    def load() -> list[nn.Module]:
+        from bilrp.models.toy import DIGIT_VECTORS, toy_networks
+
+        return toy_networks(DIGIT_VECTORS[vectors], biases)
+
+    def prepare(d: Tensor) -> Tensor:
+        from bilrp.models.toy import DIGIT_VECTORS
+
+        return DIGIT_VECTORS[vectors][d].flatten()
+
+    name = f"toy, {vectors}, {'with' if biases else 'without'} biases"
+    return Network(name, load, prepare, lambda: Gamma(0.09), ("toy digits",))
+
+
+NETWORKS = {
+    n.name: n
+    for n in (
+        *(
+            _toy(vectors, biases)
+            for vectors in ("exp(-d/0.7)", "exp(-d/1.5)", "one-hot + 0.3")
+            for biases in (False, True)
+        ),
+        *(_vgg(layer, pooled) for layer in (5, 10, 17, 24, 31) for pooled in (True, False)),
+        _efficientnet(),
+        _bigrams(),
+    )
+}
+
+
+# --- one cell --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one truth with one network."""
+
+    truth: Truth
+    network: Network
+    method: Method
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches: slow methods get coarser ones."""
+        return self.truth.coarse if self.method.slow else self.truth.patch
+
+    @property
+    def name(self) -> str:
+        """For people and for files."""
+        return f"{self.truth.name} -- {self.network.name} -- {self.method.name}"
+
+    @property
+    def path(self) -> Path:
+        """Where its pairs are kept."""
+        plain = "".join(c if c.isalnum() or c in ".+-" else "_" for c in self.name)
+        return KEPT / f"{plain}.json"
+
+
+def cells(
+    truth: str = "*", network: str = "*", method: str = "*", methods: dict | None = None
+) -> Iterator[Cell]:
+    """All cells whose names fit; wildcards are those of file names."""
+    for t in TRUTHS.values():
+        for n in NETWORKS.values():
+            for m in (METHODS if methods is None else methods).values():
+                fits = (fnmatch.fnmatch(*p) for p in ((t.name, truth), (n.name, network)))
+                if t.name in n.truths and all(fits) and fnmatch.fnmatch(m.name, method):
+                    yield Cell(t, n, m)
+
+
+@cache
+def models(network: Network) -> list[nn.Module]:
+    """The networks of a name, loaded or trained once."""
+    return network.load()
+
+
+@cache
+def pairs_of(truth: Truth, count: int) -> list[Pair]:
+    """The first pairs of a truth."""
+    return truth.pairs(count)
+
+
+def judge(cell: Cell, pair: Pair, number: int) -> dict:
+    """Explain one pair and judge it: the record of `Truth.judge`, seconds, group, what varied."""
+    several = models(cell.network)
+    model = several[number % len(several)]
+    inputs = tuple(cell.network.prepare(v) for v in (pair.x, pair.x2))
+    wants_rules = "rules" in inspect.signature(cell.method.function).parameters
+    context = {"rules": cell.network.rules()} if wants_rules else {}
+    start = time.process_time()
+    scores = cell.method(model, *inputs, cell.patch, **context)
+    seconds = time.process_time() - start
+    record = cell.truth.judge(scores, pair, cell.patch, model, inputs)
+    rounded = {k: round(v, 5) for k, v in record.items()}
+    return {**rounded, "seconds": round(seconds, 3), "group": pair.group, **pair.about}
+
+
+def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
+    """Judge the cell's first pairs, going on from those that are kept.
+
+    Returns
+    -------
+    dict
+        "pairs", a list of records, and "refused", why the method cannot do this, or None.
+    """
+    kept = {"key": code_key(), "pairs": [], "refused": None}
+    if cell.path.is_file():
+        found = json.loads(cell.path.read_text(encoding="utf-8"))
+        kept = found if found["key"] == kept["key"] else kept
+    if kept["refused"] or len(kept["pairs"]) >= count:
+        return kept
+    pairs = pairs_of(cell.truth, count)
+    for number in range(len(kept["pairs"]), min(count, len(pairs))):
+        if kept["refused"] or time.time() > until:
+            break
+        try:
+            kept["pairs"].append(judge(cell, pairs[number], number))
+        except ValueError as error:
+            if number:
+                raise  # what it can do once it must do always
+            kept["refused"] = str(error)
+        write(cell.path, kept)
+    return kept
+
+
+def write(path: Path, content: object) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+@cache
+def code_key() -> str:
+    """Checksum of the code that decides the numbers; comments and docstrings aside."""
+    total = hashlib.sha256()
+    files = [*PACKAGE.glob("engine/*.py"), *PACKAGE.glob("models/*.py")]
+    names = ("altered", "baselines", "controls", "methods", "metrics", "truths")
+    files += [PACKAGE / "compare" / f"{name}.py" for name in names]
+    for path in sorted(files):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if _has_doc(node):
+                node.body[0].value.value = ""
+        total.update(ast.dump(tree).encode())
+    return total.hexdigest()[:16]
+
+
+def _has_doc(node: ast.AST) -> bool:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return isinstance(node, kinds) and ast.get_docstring(node) is not None
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+def summary(cell: Cell, kept: dict) -> dict:
+    """A row of the table: means with their intervals, and the chief number of each pair."""
+    row = {
+        "truth": cell.truth.name,
+        "network": cell.network.name,
+        "method": cell.method.name,
+        "patch": cell.patch,
+        "pairs": len(kept["pairs"]),
+    }
+    if kept["refused"]:
+        return {**row, "refused": kept["refused"]}
+    records = kept["pairs"]
+    groups = torch.tensor([r["group"] for r in records])
+    for key in ("score", "null", "above", "auc"):
+        if key == "above":
+            values = [r["score"] - r["null"] for r in records]
+        elif key in records[0]:
+            values = [r[key] for r in records]
+        else:
+            continue
+        several = len(groups.unique()) >= 4  # an interval of fewer would pretend
+        t = torch.tensor(values, dtype=torch.float64)
+        mean = float(t.mean())
+        found = bootstrap(t, seed=0, groups=groups) if several else (mean, mean, mean)
+        row[key] = [round(v, 4) for v in found] if several else [round(mean, 4)]
+    row["area"] = round(sum(r.get("area", 0) for r in records) / len(records), 4)
+    row["seconds"] = sorted(r["seconds"] for r in records)[len(records) // 2]
+    row["scores"] = [r["score"] for r in records]
+    row["nulls"] = [r["null"] for r in records]
+    return row
+
+
+def collect(command: str) -> dict:
+    """The whole table from what is kept: rows that are computed, and cells that are not."""
+    rows: list[dict] = []
+    missing: dict[str, dict[str, list[str]]] = {}
+    for cell in cells():
+        kept = compute(cell, 0)
+        if kept["pairs"] or kept["refused"]:
+            rows.append(summary(cell, kept))
+        else:
+            of_truth = missing.setdefault(cell.truth.name, {})
+            of_truth.setdefault(cell.network.name, []).append(cell.method.name)
+    for networks in missing.values():
+        for name, left in networks.items():
+            networks[name] = ["all"] if len(left) == len(METHODS) else left
+    git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+    return {
+        "commit": git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
+        "code": code_key(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "torch": torch.__version__.partition("+")[0],
+        "rows": rows,
+        "not_run": missing,
+    }
+
+
+def rows_of(table: dict, truth: str, network: str) -> list[dict]:
+    """Rows of the table that were computed, the best first: by score minus its null."""
+    found = [r for r in table["rows"] if (r["truth"], r["network"]) == (truth, network)]
+    return sorted((r for r in found if "score" in r), key=lambda r: -r["above"][0])
+
+
+def lines(rows: list[dict], width: int = 37) -> str:
+    """Rows as printed lines: means, in brackets their 95 % intervals over pairs."""
+
+    def cell(values: list[float] | None, length: int) -> str:
+        if values is None:
+            return " " * length
+        bounds = f" [{values[1]:.3f}, {values[2]:.3f}]" if len(values) == 3 else ""
+        return f"{values[0]:.3f}{bounds}".rjust(length)
+
+    head = f"{'method':{width}}{'n':>3}{'patch':>6}{'score':>7}{'null':>7}{'score - null':>24}"
+    found = [head + f"{'AUC':>7}{'s':>7}"]
+    for r in rows:
+        found.append(
+            f"{r['method']:{width}}{r['pairs']:3}{r['patch']:6}{cell(r['score'][:1], 7)}"
+            f"{cell(r['null'][:1], 7)}{cell(r['above'], 24)}"
+            f"{cell(r['auc'][:1] if 'auc' in r else None, 7)}{r['seconds']:7.1f}"
+        )
+    return "\n".join(found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compute the leaderboard of methods; goes on where it was stopped."""
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(
+        prog="python -m bilrp.compare.leaderboard", description=main.__doc__
+    )
+    for name in ("truth", "network", "method"):
+        parser.add_argument(f"--{name}", default="*", help="only those that fit, such as 'BiLRP*'")
+    parser.add_argument("--pairs", type=int, default=50, help="pairs of each cell (50)")
+    parser.add_argument("--slow-pairs", type=int, help="pairs for slow methods (as many)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--output", type=Path, help="write the table of all that is kept to here")
+    options = parser.parse_args(arguments)
+    until = time.time() + options.seconds
+    chosen = list(cells(options.truth, options.network, options.method))
+    if not chosen:
+        parser.error("no truth, network and method of these names go together")
+    with tqdm(chosen, unit="cell") as progress:
+        for cell in progress:
+            progress.set_description(cell.name, refresh=False)
+            slow = cell.method.slow and options.slow_pairs is not None
+            compute(cell, options.slow_pairs if slow else options.pairs, until)
+    if options.output:
+        given = sys.argv[1:] if arguments is None else arguments
+        write(options.output, collect(" ".join(["python -m bilrp.compare.leaderboard", *given])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
