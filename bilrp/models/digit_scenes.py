@@ -280,14 +280,14 @@ def _untrained(kind: str, seed: int) -> nn.Module:
 
 
 def digit_network(kind: str, seed: int = 0, path: str | Path | None = None) -> nn.Module:
-    """One of the book's six trained networks, for pictures (N, 1, 24, 24) as `scenes` draws them.
+    """One of the book's trained networks, for pictures (N, 1, 24, 24) as `scenes` draws them.
 
     Parameters
     ----------
     kind : str
         "cnn" or "vit".
     seed : int
-        0, 1 or 2: which of three trainings.
+        Which training; `trained` lists them.
     path : str or Path, optional
         Default: the file that comes with the book.
 
@@ -304,8 +304,20 @@ def digit_network(kind: str, seed: int = 0, path: str | Path | None = None) -> n
         If the file is missing; says where it was looked for.
     """
     net = _untrained(kind, seed)
-    if seed not in SEEDS:
-        raise ValueError(f"seed must be one of {SEEDS}, got {seed!r}")
+    saved = _saved(path)
+    if f"{kind} {seed}" not in saved:
+        raise ValueError(f"{kind} with seed {seed!r} is none of those trained: {', '.join(saved)}")
+    net.load_state_dict(saved[f"{kind} {seed}"])
+    return net.eval().requires_grad_(False)
+
+
+def trained() -> list[tuple[str, int]]:
+    """Kinds and seeds of the networks that come with the book (FileNotFoundError without them)."""
+    pairs = (name.split() for name in _saved(None))
+    return [(kind, int(seed)) for kind, seed in pairs]
+
+
+def _saved(path: str | Path | None) -> dict[str, dict[str, Tensor]]:
     places = PLACES if path is None else (Path(path),)
     found = next((p for p in places if p.is_file()), None)
     if found is None:
@@ -315,22 +327,20 @@ def digit_network(kind: str, seed: int = 0, path: str | Path | None = None) -> n
             + "; they are part of the book's repository (data/digit_scenes.pt), and `make digits` "
             "trains them"
         )
-    net.load_state_dict(torch.load(found, weights_only=True)[f"{kind} {seed}"])
-    return net.eval().requires_grad_(False)
+    return torch.load(found, weights_only=True)
 
 
 def main() -> None:
-    """Train all six and write them: `python -m bilrp.models.digit_scenes`."""
-    parts = PLACES[-1].with_suffix(".part")
-    saved = torch.load(parts, weights_only=True) if parts.is_file() else {}
+    """Train those that are missing, of each kind three: `python -m bilrp.models.digit_scenes`."""
+    saved = _saved(PLACES[-1]) if PLACES[-1].is_file() else {}
     for kind in NETWORKS:
         for seed in SEEDS:
-            if f"{kind} {seed}" in saved:
-                continue  # of a run that was stopped
-            saved[f"{kind} {seed}"] = train(kind, seed).state_dict()
-            torch.save(saved, parts)
-            print(f"{kind}, seed {seed}: trained", flush=True)
-    parts.replace(PLACES[-1])
+            if f"{kind} {seed}" not in saved:
+                saved[f"{kind} {seed}"] = train(kind, seed).state_dict()
+                part = PLACES[-1].with_suffix(".part")  # never a half-written file
+                torch.save(dict(sorted(saved.items())), part)
+                part.replace(PLACES[-1])
+                print(f"{kind}, seed {seed}: trained", flush=True)
 
 
 if __name__ == "__main__":
