@@ -62,10 +62,12 @@ def gram(inputs: Sequence[Rows], counts: Sequence[int]) -> Tensor:
     starts = np.cumsum([0, *counts])
     total = torch.zeros(starts[-1], starts[-1])
     for places in zip(*inputs, strict=True):
-        chosen = [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
+        at = np.concatenate(
+            [start + rows for start, (rows, _) in zip(starts, places, strict=False)]
+        )
         a = torch.from_numpy(np.concatenate([values for _, values in places]))
-        at = torch.from_numpy(np.concatenate(chosen))
-        total[at[:, None], at] += a @ a.T
+        row = torch.from_numpy(at)
+        total[row[:, None], row] += a @ a.T
     return total
 
 
@@ -318,16 +320,16 @@ class Collection:
                 "worst": float(pairs.max()),
             }
             settings.append(about)
-        whole = {
+        contents = {
             "name": self.name,
             "title": self.title,
             "names": self.names,
             "pictures": pictures,
             "grids": self.grids,
-            "start": dict(zip("ij", self.start, strict=True)),
+            "start": {"i": self.start[0], "j": self.start[1]},
             "settings": settings,
         }
-        _write(folder, self.name, version, whole)
+        _write(folder, self.name, version, contents)
 
 
 def write_code(folder: Path) -> None:
