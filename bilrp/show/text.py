@@ -60,7 +60,8 @@ class TextExplorer(Explorer):
             raise ValueError(
                 f"the explanation {owners} does not fit {len(tokens)} and {len(tokens2)} tokens"
             )
-        super().__init__(explanation, list(tokens), list(tokens2), similarity, names, alt)
+        given: Any = (explanation, list(tokens), list(tokens2), similarity)
+        super().__init__(*given, names, alt)
 
     def _described(self) -> str:
         return (
@@ -77,7 +78,7 @@ class TextExplorer(Explorer):
         size = (min(9.0, 1.2 + 0.42 * len(lines[1])), min(9.0, 0.9 + 0.26 * len(lines[0])))
         if e.similarity == 0:
             return still(lambda ax: ax.text(0.5, 0.5, "y = 0"), size)
-        return still(lambda ax: table(e, *lines, ax=ax), size)
+        return still(lambda ax: table(e, lines[0], lines[1], ax=ax), size)
 
     def _shown(self) -> dict[str, Any]:
         return {"tokens": [shown(line) for line in (self.x, self.x2)]}
