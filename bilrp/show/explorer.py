@@ -79,7 +79,9 @@ class Explorer:
     ) -> None:
         if len(names) != 2 or not all(isinstance(name, str) for name in names):
             raise ValueError(f"names must be two strings, got {names!r}")
-        self.explanation, self.x, self.x2, self.similarity = explanation, x, x2, similarity
+        self.explanation, self.similarity = explanation, similarity
+        self.x: Any = x  # lists of tokens in a subclass
+        self.x2: Any = x2
         self.names = tuple(names)
         self.alt = alt or self._described()
         self._still = self._drawn()  # also checks that the inputs fit

@@ -60,7 +60,10 @@ class TextExplorer(Explorer):
             raise ValueError(
                 f"the explanation {owners} does not fit {len(tokens)} and {len(tokens2)} tokens"
             )
-        super().__init__(explanation, list(tokens), list(tokens2), similarity, names, alt)
+        x: Any = list(tokens)
+        x2: Any = list(tokens2)
+        compare: Any = similarity
+        super().__init__(explanation, x, x2, compare, names, alt)
 
     def _described(self) -> str:
         return (
