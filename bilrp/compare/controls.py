@@ -21,7 +21,7 @@ from bilrp.compare.metrics import share_on
 def marginal_null(relevance: Tensor) -> Tensor:
     """The positive scores with the same totals of each patch, and partners chosen blindly.
 
-    N_pp' = R_p. R_.p' / R_.. of the positive scores: what two separate heat maps know.
+    ``N_pp' = R_p. R_.p' / R_..`` of the positive scores: what two separate heat maps know.
 
     Parameters
     ----------

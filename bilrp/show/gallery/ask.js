@@ -201,7 +201,8 @@ function fillControls(view) {
   radios(settings, "of", "Compare", Object.values(collections).map((c) => [c.name, c.title]),
     choice.of, (of) => redo({ of }));
   for (const [name, legend] of [["layer", "Layer"], ["gamma", "Gamma"]]) {
-    const choices = [...new Map(one.settings.map((s) => [s[name], [s[name], s.label[name]]])).values()];
+    const there = one.settings.filter((s) => name === "layer" || same(s.layer, choice.layer));
+    const choices = [...new Map(there.map((s) => [s[name], [s[name], s.label[name]]])).values()];
     if (choices.length > 1)
       radios(settings, name, legend, choices, choice[name], (value) => redo({ [name]: value }));
   }
@@ -231,12 +232,18 @@ function answerButtons(view) {
 }
 
 // --- what is shown ---
+/** Whether two values mean one setting, be they of a link, a control or the data. */
+const same = (a, b) => String(a) === String(b);
+
 /** Change the choice, load what it needs, and show it; of several changes, the last one counts. */
 async function show(view, change = {}) {
   const { collections } = view, of = change.of ?? view.choice.of, one = collections[of];
   if (of !== view.choice.of) Object.assign(view.choice, { ...one.start, layer: undefined, gamma: undefined });
   Object.assign(view.choice, change);
   const mine = ++view.ticket, { choice, root } = view;
+  const stored = (s) => same(s.layer, choice.layer) && same(s.gamma, choice.gamma);
+  if (change.layer !== undefined && change.gamma === undefined && !one.settings.some(stored))
+    choice.gamma = undefined; // a layer that is not stored with this gamma
   const setting = settingOf(one, choice);
   Object.assign(choice, { layer: setting.layer, gamma: setting.gamma });
   fillControls(view);
