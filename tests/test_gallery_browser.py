@@ -379,8 +379,7 @@ def test_all_pairs_of_photos_are_those_of_the_engine(book: Page) -> None:
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("layer", [17, 31])
-@pytest.mark.parametrize("gamma", ["paper", 0.02])
+@pytest.mark.parametrize(("layer", "gamma"), [(17, "paper"), (31, "paper"), (31, 0.02)])
 def test_some_pairs_under_every_setting_are_those_of_the_engine(book: Page, layer, gamma) -> None:
     net, x = bilrp.vgg16(layer), photos()
     compare(book, {k: bilrp.factor(net, x[k], rules(gamma)) for k in (6, 24)}, layer, gamma)

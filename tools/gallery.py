@@ -1,8 +1,8 @@
 """Compute the data of the book's gallery: `make gallery`, and part of building the book.
 
 Any two of 25 photos to VGG-16, at two layers with the paper's gammas and at layer 31 with another,
-and any two of six tables to the bigram network. What is computed lies in _build/gallery and belongs to one state of the code and
-of the data: it is computed anew only when that changes.
+and any two of six tables to the bigram network. What is computed lies in _build/gallery and belongs
+to one state of the code and of the data: it is computed anew only when that changes.
 """
 
 from __future__ import annotations

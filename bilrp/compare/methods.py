@@ -454,7 +454,7 @@ def _weighted_maps(
 def similarity_attention(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
     """Two attention maps, of what the embeddings have in common; scores are their product.
 
-    With f, f' the features divided by their lengths and w = 1 - |f - f'|, held constant: the scores
+    With f, f' the features divided by their lengths and w = 1 - ``|f - f'|``, held constant: the scores
     s = <w, f>, s' = <w, f'>; each image's map is relu(sum_k alpha_k A_k), alpha_k the mean over
     places of ds / dA_k. The method draws one map an image; the pairs are our addition.
 
