@@ -454,9 +454,10 @@ def _weighted_maps(
 def similarity_attention(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
     """Two attention maps, of what the embeddings have in common; scores are their product.
 
-    With f, f' the features divided by their lengths and w = 1 - ``|f - f'|``, held constant: the scores
-    s = <w, f>, s' = <w, f'>; each image's map is relu(sum_k alpha_k A_k), alpha_k the mean over
-    places of ds / dA_k. The method draws one map an image; the pairs are our addition.
+    With f, f' the features divided by their lengths and w = 1 - ``|f - f'|``, held constant: the
+    scores s = <w, f>, s' = <w, f'>; each image's map is relu(sum_k alpha_k A_k), alpha_k the mean
+    over places of ds / dA_k. This is our reading of the paper, not its authors' code; it draws one
+    map an image, and the pairs are our addition.
 
     Source
     ------
