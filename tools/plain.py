@@ -268,6 +268,9 @@ def _block(block: Block, book: Book, page: str) -> str:
         label = block.options.get("label")
         tag = f"\\tag{{{book.places[label].name.strip('()')}}}\n" if label else ""
         return f"$$\n{block.body}\n{tag}$$"
+    if block.kind == "include":
+        included = (book.root / "chapters" / block.argument).read_text(encoding="utf-8")
+        return plain(included, book, page)
     inside = plain(block.body, book, page)
     if block.kind in ("figure", "image"):
         picture = f"![{block.options.get('alt', '')}]({block.argument})"
