@@ -206,7 +206,7 @@ def test_markup_becomes_markdown(tmp_path):
 
 
 def test_what_a_reader_changed_is_not_written_over(tmp_path, capsys):
-    for name in ("_toc.yml", "references.bib"):
+    for name in ("_toc.yml", "references.bib", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "chapters").mkdir()
     for path in (ROOT / "chapters").glob("*.md"):
