@@ -134,9 +134,10 @@ def test_page_is_accessible(name: str, theme: str, html: Path, visit: Visit) -> 
     page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
     visit.settle()
     page.wait_for_timeout(300)  # colours fade over to the theme's
+    # Pictures inside of an explorer have no words of their own, and are greyed by its own design.
     veiled = page.evaluate(
         "[...document.querySelectorAll('article .cell_output img')]"
-        ".filter(i => getComputedStyle(i).filter !== 'none').map(i => i.alt)"
+        ".filter(i => i.alt && getComputedStyle(i).filter !== 'none').map(i => i.alt)"
     )
     assert not veiled, f"pictures in colours that are not theirs: {veiled}"
     found = Axe().run(page).response
