@@ -54,11 +54,15 @@ def parts_of_features(
         values, whole = with_smaller_chunks(
             lambda n: _pushed(trace, owners, cones, n), trace, chunk
         )
+    # Compared with the size of the parts, not of their sum: of large ones that cancel, rounding
+    # leaves more.
     if spans is None:
-        sums = values.sum(0)
+        sums, size = values.sum(0), values
     else:
-        sums = sum_of_windows(values, *spans, trace.features.shape[-2:])
-    check_sum(sums, whole[0], whole, "the features", trace.product)
+        size_of_map = trace.features.shape[-2:]
+        sums = sum_of_windows(values, *spans, size_of_map)
+        size = sum_of_windows(values.abs(), *spans, size_of_map)[None]
+    check_sum(sums, whole[0], size, "the features", trace.product)
     names = [sink.name for _, sink in trace.sinks]
     absorbed = whole.new_zeros(len(trace.absorbing), whole.shape[1])
     index = torch.tensor([trace.absorbing.index(n) for n in names], dtype=torch.long)
