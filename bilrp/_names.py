@@ -21,6 +21,7 @@ MODULES = {
     "explorer": "show.explorer",
     "fetch": "book.fetch",
     "frames": "show.frames",
+    "kept": "book.kept",
     "layers": "engine.modules",
     "measured": "book.measured",
     "metrics": "compare.metrics",

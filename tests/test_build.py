@@ -86,10 +86,81 @@ def test_a_result_is_outdated_by_what_it_can_see(
 
 def test_rooms_of_this_package_are_known() -> None:
     """Each room that is not counted for every chapter is found where a cell names it."""
-    inner = {p.parent.name for p in (ROOT / "bilrp").glob("*/*.py")} - {"__pycache__"}
+    inner = execute.all_rooms(ROOT / "bilrp")
     for room in inner - set(execute.ALWAYS):
-        assert room in execute.used_rooms(ROOT, f"from bilrp.{room} import *")
-    assert set(execute.ALWAYS) <= inner
+        assert room in execute.used_rooms(ROOT, f"from bilrp.{room.replace('/', '.')} import *")
+    assert {*execute.ALWAYS, "collect", "show/gallery"} == inner
+
+
+def test_a_room_within_a_room_counts_where_it_is_used(package: Path) -> None:
+    inner = package / "bilrp/show/cellar"
+    inner.mkdir()
+    (inner / "__init__.py").write_text("Z = 1\n")
+    (inner / "page.js").write_text("let a;\n")
+    pages = cells("import bilrp"), cells("from bilrp.show import cellar")
+
+    def changed(file: Path) -> list[bool]:
+        before = [execute.key_of(package, page) for page in pages]
+        file.write_text(file.read_text() + "\n// changed\n" * (file.suffix == ".js") + "\n")
+        return [b != execute.key_of(package, p) for b, p in zip(before, pages, strict=True)]
+
+    assert changed(inner / "page.js") == [False, True]
+    assert changed(inner / "__init__.py") == [False, True]
+    assert changed(package / "bilrp/show/plot.py") == [True, True]
+    (package / "bilrp/show/plot.py").write_text("def f():\n    from . import cellar\n")
+    assert changed(inner / "page.js") == [True, True]  # a room that counts for all imports it
+
+
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [
+        ("import bilrp", set()),
+        ('open("../assets/a.csv")', {"a.csv"}),
+        ("A, B = '../assets/a.csv', '../assets/deep/b.json'", {"a.csv", "deep/b.json"}),
+        ('Path("../assets/c.md").read_text()', {"c.md"}),
+        ('open(f"../assets/{name}.csv")', None),  # in doubt, all
+        ('open("../assets/" + name)', None),
+        ('Path("../assets/a.csv").with_name(name)', None),
+        ('open("../assets/no-such-file.csv")', None),
+        ('Path("../assets/deep")', None),
+        ('Path("..").glob("*/a.csv")', None),
+        ("Path.cwd().parent.rglob('*.csv')", None),
+        ("!cat a.csv", None),
+        ("exec(code)", None),
+        ("model.eval(); x[..., 0]; folder.glob('*')", set()),
+    ],
+)
+def test_assets_that_cells_read(package: Path, code: str, used: set[str] | None) -> None:
+    names = {"a.csv", "deep/b.json", "c.md"}
+    (package / "assets/deep").mkdir(parents=True)
+    for name in names:
+        (package / "assets" / name).write_text("1\n")
+
+    def found(code: str) -> set[str]:
+        paths = execute.used_assets(package, code, list(execute.ALWAYS))
+        return {path.relative_to(package / "assets").as_posix() for path in paths}
+
+    wanted = names if used is None else used
+    assert found(code) == wanted
+    page = cells(code)
+    for name in sorted(names):
+        before = execute.key_of(package, page)
+        with (package / "assets" / name).open("a") as stream:
+            stream.write("2\n")
+        assert (execute.key_of(package, page) != before) == (name in wanted)
+    (package / "bilrp/engine/api.py").write_text('"""assets/."""\n')
+    assert found(code) == wanted
+    (package / "bilrp/engine/api.py").write_text('PATH = "../assets/a.csv"\n')
+    assert found(code) == names  # the package reads them, who knows for which page
+
+
+def test_no_page_of_this_book_reads_assets_unseen() -> None:
+    enabled = ["colon_fence", "dollarmath"]
+    for path in execute.sources(ROOT / "chapters"):
+        notebook = execute.read(path, enabled)
+        code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+        used = execute.used_assets(ROOT, code, execute.used_rooms(ROOT, code))
+        assert len(used) < 5, path.name
 
 
 def test_cells_shown_otherwise_are_not_run_again_and_others_are(package: Path) -> None:

@@ -10,6 +10,7 @@ As a script, `python execute.py CELLS.json RESULT.json FOLDER TIMEOUT` runs one 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,12 +34,24 @@ from myst_parser.config.main import MdParserConfig
 from notebooks import sources
 
 # Rooms of the package that every chapter counts as using. A chapter uses any other room only if it
-# names it, since no other may be imported from these without being found.
+# names it, since no other may be imported from these without being found. A folder of modules
+# within a room, such as show/gallery, is a room of its own.
 ALWAYS = ("book", "compare", "engine", "models", "show")
-DATA = ["data/registry.toml", "data/*.pt", "assets/*.json", "assets/*.csv", "requirements.txt"]
+DATA = ["data/registry.toml", "data/*.pt", "requirements.txt"]
 IGNORED = ("__pycache__", ".ipynb_checkpoints")
 # Through these a cell reaches code without naming it.
 SHELL = re.compile(r"(?m)^\s*[!%]|\bsubprocess\b|\bos\.(?:system|popen|spawn)|\brunpy\b")
+# A file of assets/ as a cell names it. And the ways to one without its name: its folder's name, or
+# a way out of chapters/, where cells run, or from one file to another beside it.
+ASSET = re.compile(r"""["'](?:\.\./)*(assets/[\w./-]+)["']""")
+UNNAMED = re.compile(
+    r"""assets|["'/]\.\.["'/]|\bpardir\b|\.parents?\b|\bwith_(?:name|stem|suffix)\b|\bROOT\b"""
+    r"|__file__|chdir|cwd\b|\b(?:resolve|absolute|abspath|realpath)\b|(?<![.\w])(?:exec|eval)\("
+)
+# One core a page. And glibc keeps what is freed: large tensors in memory that is new to the process
+# each time took a tenth of the processor time.
+ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 # Tags of a cell that change how it is run, not only how it is shown.
 RUN_TAGS = ("raises-exception", "skip-execution")
 
@@ -60,8 +73,13 @@ class Chapter:
 
 def digest(root: Path, patterns: list[str]) -> str:
     """A hash over the names and contents of the files that fit the patterns."""
+    return digest_of(root, (p for pattern in patterns for p in sorted(root.glob(pattern))))
+
+
+def digest_of(root: Path, paths: Iterable[Path]) -> str:
+    """A hash over the names and contents of files."""
     sha = hashlib.sha256()
-    for path in (p for pattern in patterns for p in sorted(root.glob(pattern))):
+    for path in paths:
         if path.is_file() and not any(part in IGNORED for part in path.parts):
             sha.update(f"{path.relative_to(root)}\0".encode())
             sha.update(hashlib.sha256(path.read_bytes()).digest())
@@ -71,18 +89,17 @@ def digest(root: Path, patterns: list[str]) -> str:
 def used_rooms(root: Path, code: str) -> list[str]:
     """The rooms of bilrp/ that these cells may import from."""
     package = root / "bilrp"
-    inner = (p.parent.name for p in package.glob("*/*.py") if p.parent.name not in IGNORED)
-    rooms = set(inner) - set(ALWAYS)
+    rooms = all_rooms(package) - set(ALWAYS)
     used: set[str] = set()
     while rooms - used:
         shared = [p for p in package.rglob("*.py") if _room(package, p) not in rooms - used]
-        trees = [ast.parse(p.read_text(encoding="utf-8")) for p in shared]
+        modules = [parsed(p.read_text(encoding="utf-8")) for p in shared]
         more = {
             room
             for room in rooms - used
             if SHELL.search(code)
-            or re.search(rf"\b(?:{'|'.join(_names(room, trees))})\b", code)
-            or any(_imports(room, tree) for tree in trees)
+            or re.search(rf"\b(?:{'|'.join(_names(room, modules))})\b", code)
+            or any(_imports(room, module) for module in modules)
         }
         if not more:
             break
@@ -90,45 +107,99 @@ def used_rooms(root: Path, code: str) -> list[str]:
     return sorted({*ALWAYS, *used})
 
 
+def all_rooms(package: Path) -> set[str]:
+    """The folders of a package that hold modules, such as "show" and "show/gallery"."""
+    inner = (p.parent.relative_to(package) for p in package.glob("*/**/*.py"))
+    return {path.as_posix() for path in inner if not any(part in IGNORED for part in path.parts)}
+
+
 def _room(package: Path, path: Path) -> str:
-    parts = path.relative_to(package).parts
-    return parts[0] if len(parts) > 1 else ""
+    """The room that a file is in: the nearest folder with modules; "" for the package itself."""
+    for folder in path.relative_to(package).parents:
+        if any((package / folder).glob("*.py")) and folder.parts:
+            return folder.as_posix()
+    return ""
 
 
-def _names(room: str, trees: list[ast.Module]) -> list[str]:
-    """What a room is called: its own name, and short names such as those in bilrp/_names.py."""
-    tables = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Dict))
-    pairs = (pair for table in tables for pair in zip(table.keys, table.values, strict=True))
-    short = [
-        key.value
-        for key, value in pairs
-        if isinstance(key, ast.Constant)
-        and isinstance(value, ast.Constant)
-        and str(value.value).removeprefix("bilrp.").split(".")[0] == room
-    ]
-    return [re.escape(str(name)) for name in (room, *short)]
+@dataclass(frozen=True)
+class Module:
+    """What a module's text says, as far as it matters here."""
+
+    imports: frozenset[str]  # what it imports, or may by importlib: any string
+    pairs: tuple[tuple[object, str], ...]  # of its tables, such as that of bilrp/_names.py
+    speaks_of_assets: bool  # in a string that is not there for readers only
 
 
-def _imports(room: str, tree: ast.Module) -> bool:
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value]  # for importlib
-        if isinstance(node, ast.ImportFrom):
+@functools.cache
+def parsed(text: str) -> Module:
+    """Read a module; once, since every page asks."""
+    imports: set[str] = set()
+    pairs: list[tuple[object, str]] = []
+    nodes = list(ast.walk(ast.parse(text)))
+    told = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+    assets = False
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
             start = "." * node.level + (node.module or "")
-            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
-        if any(re.match(rf"(?:bilrp|)\.+{room}(?:\.|$)", name) for name in names):
-            return True
-    return False
+            imports.update([start, *(f"{start}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            imports.add(node.value)
+            assets = assets or ("assets" in node.value and id(node) not in told)
+        elif isinstance(node, ast.Dict):
+            pairs += [
+                (key.value, str(value.value))
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant)
+            ]
+    return Module(frozenset(imports), tuple(pairs), assets)
+
+
+def _names(room: str, modules: list[Module]) -> list[str]:
+    """What a room is called: its own name, and short names such as those in bilrp/_names.py."""
+    start = f"{room.replace('/', '.')}."
+    pairs = (pair for module in modules for pair in module.pairs)
+    short = [key for key, value in pairs if f"{value.removeprefix('bilrp.')}.".startswith(start)]
+    return [re.escape(str(name)) for name in (room.rpartition("/")[2], *short)]
+
+
+def _imports(room: str, module: Module) -> bool:
+    *outer, name = room.split("/")
+    # a room within a room may be imported from there by its own name alone
+    within = "".join(rf"(?:{re.escape(part)}\.)?" for part in outer)
+    found = re.compile(rf"(?:bilrp|)\.+{within}{re.escape(name)}(?:\.|$)")
+    return any(found.match(name) for name in module.imports)
+
+
+def used_assets(root: Path, code: str, rooms: list[str]) -> list[Path]:
+    """The files of assets/ that these cells may read: those that they name, or all in doubt.
+
+    In doubt are cells that speak of assets otherwise than by the name of a file that is there, that
+    leave their folder some other way or run commands, and all if the package speaks of assets.
+    """
+    every = sorted(p for p in (root / "assets").rglob("*") if p.is_file())
+    named = {root / name for name in ASSET.findall(code)}
+    package = root / "bilrp"
+    modules = (p for p in package.rglob("*.py") if _room(package, p) in ("", *rooms))
+    unseen = (
+        SHELL.search(code)
+        or UNNAMED.search(ASSET.sub("", code))
+        or not named <= set(every)
+        or any(parsed(p.read_text(encoding="utf-8")).speaks_of_assets for p in modules)
+    )
+    return every if unseen else sorted(named)
 
 
 def key_of(root: Path, notebook: nbformat.NotebookNode) -> str:
     """What the outputs of these cells depend on, as a hash."""
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     run = [[c.source, [t for t in c.metadata.get("tags", []) if t in RUN_TAGS]] for c in cells]
-    rooms = used_rooms(root, "\n".join(c.source for c in cells))
-    code = digest(root, ["bilrp/*", *(f"bilrp/{room}/**/*" for room in rooms), *DATA])
-    whole = [run, notebook.metadata.get("kernelspec"), code, sys.version]
+    code, package = "\n".join(c.source for c in cells), root / "bilrp"
+    rooms = used_rooms(root, code)
+    modules = [p for p in sorted(package.rglob("*")) if _room(package, p) in ("", *rooms)]
+    state = digest_of(root, [*modules, *used_assets(root, code, rooms)]), digest(root, DATA)
+    whole = [run, notebook.metadata.get("kernelspec"), state, sys.version]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
@@ -196,7 +267,6 @@ def run_all(
     """Run chapters, the longest first, and give each with its result when it is done."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     timeout = config["execute"]["timeout"]
-    one_core = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     running: list[subprocess.Popen[bytes]] = []
 
     def work(chapter: Chapter, folder: str) -> dict[str, Any]:
@@ -206,7 +276,7 @@ def run_all(
         command = [sys.executable, __file__, cells, target, chapter.source.parent, str(timeout)]
         with subprocess.Popen(
             command,
-            env=env | one_core,
+            env=env | ENVIRONMENT,
             cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
