@@ -196,8 +196,8 @@ def planted_plan() -> dict[str, Callable[[], object]]:
             found[f"planted, {name}, {gamma:g}"] = partial(
                 planted_of, lite0, bilrp.Gamma(gamma), size=size, contrast=contrast
             )
-    found["planted, VGG-16, paper's rules"] = lambda: planted_of(vgg, bilrp.vgg16_rules())
-    found["planted, VGG-16, 0"] = partial(planted_of, vgg, bilrp.Gamma(0.0))
+    found["planted, VGG-16, paper's rules"] = lambda: planted_of(vgg, bilrp.vgg16_rules(), RING)
+    found["planted, VGG-16, 0"] = partial(planted_of, vgg, bilrp.Gamma(0.0), RING)
     found["without the object, Lite0"] = lambda: without(*lite0())
     found["without the object, VGG-16"] = lambda: without(*vgg())
     return found
