@@ -197,7 +197,9 @@ def planted_plan() -> dict[str, Callable[[], object]]:
                 planted_of, lite0, bilrp.Gamma(gamma), size=size, contrast=contrast
             )
     found["planted, VGG-16, paper's rules"] = lambda: planted_of(vgg, bilrp.vgg16_rules(), RING)
-    found["planted, VGG-16, 0"] = partial(planted_of, vgg, bilrp.Gamma(0.0), RING)
+    for gamma in (0.0, 0.02):
+        name = f"planted, VGG-16, {gamma:g}"
+        found[name] = partial(planted_of, vgg, bilrp.Gamma(gamma), RING)
     found["without the object, Lite0"] = lambda: without(*lite0())
     found["without the object, VGG-16"] = lambda: without(*vgg())
     return found
@@ -236,6 +238,8 @@ def depth_plan() -> dict[str, Callable[[], object]]:
     for layer in (31, 24, 17):
         found[f"stereo, VGG-16, {layer}"] = lambda k=layer: stereo(bilrp.vgg16(k), vgg_input, paper)
     found["stereo, VGG-16, averaged"] = lambda: stereo(*vgg(), paper)
+    found["stereo, VGG-16, 24, 0.02"] = lambda: stereo(bilrp.vgg16(24), vgg_input, joint)
+    found["stereo, VGG-16, averaged, 0.02"] = lambda: stereo(*vgg(), joint)
     for network in ("Lite0", "VGG-16", "shuffled", "pixels"):
         found[f"invariance, {network}"] = lambda n=network: invariance_over_depth(
             features(n, films().frames), films()
