@@ -5,7 +5,7 @@ kept in _build/lite0, so that a run that was stopped goes on.
 
 Planted matches (ten objects, four sizes and contrasts, gamma from 0 to 1, biases as owners and
 shared, shuffled weights), face to face among five cats, the stereo pair with its nulls, ORL
-faces and the invariance of films over depth.
+faces and the invariance of films over depth; shuffled weights and pixels beside them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilrp
 from bilrp import controls, data, metrics
 from bilrp.compare.planted import planted_ring
 from bilrp.engine.rules import Rules
+from tests.lite0_depth import (
+    block_features,
+    face_to_face,
+    faces_over_depth,
+    invariance_over_depth,
+    stereo,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET, KEPT = ROOT / "assets" / "lite0.json", ROOT / "_build" / "lite0"
@@ -59,6 +65,7 @@ VARIANTS = (
 )
 
 
+@cache
 def backgrounds() -> Tensor:
     """ImageNet photos that no object is cut out of, and one of the two jeeps."""
     used = {name for name, *_ in OBJECTS.values()} | {"imagenet/jeep_2.jpg"}
@@ -125,6 +132,29 @@ def planted(
     return found
 
 
+@torch.no_grad()
+def without(model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> list[list[float]]:
+    """y of each pair: with the object in both photos, in the first, the second, in neither.
+
+    No explanation is asked. y of both, less y of each alone, plus y of neither, is what the object
+    in one photo and the object in the other do together.
+    """
+    found = []
+    for k, name in enumerate(OBJECTS):
+        bare: dict[int, Tensor] = {}
+        full: dict[int, Tensor] = {}
+        chosen = planted_ring(backgrounds(), thing(name), RING, seed=k, patch=PATCH)
+        for pair in chosen:
+            for photo, image in zip(pair.photos, pair.images, strict=True):
+                if photo not in full:
+                    images = torch.stack([backgrounds()[photo], image])
+                    bare[photo], full[photo] = model(prepare(images)).double()
+            i, j = pair.photos
+            four = (full[i] @ full[j], full[i] @ bare[j], bare[i] @ full[j], bare[i] @ bare[j])
+            found.append([float(f"{float(v):.6g}") for v in four])
+    return found
+
+
 def lite0() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return bilrp.efficientnet_lite0(), bilrp.efficientnet_lite0_input
 
@@ -142,167 +172,81 @@ def vgg() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return model, bilrp.normalize
 
 
-# --- faces, stereo, depth ----------------------------------------------------------------------
-
-BLOCKS = (3, 5, 8, 11, 15, 16, None)
-LAYERS = (5, 10, 17, 24, 31)
-
-
-def soft_boxes(grid: int) -> list[Tensor]:
-    """How much of each patch lies within the box around a cat's face, (grid, grid) each."""
-    found = []
-    for top, bottom, left, right in data.CAT_FACES:
-        inside = torch.zeros(128, 128)
-        inside[top:bottom, left:right] = 1
-        found.append(F.avg_pool2d(inside[None], 128 // grid)[0])
-    return found
-
-
-def face_to_face(model: nn.Module, prepare: Callable, rules: Rules, patch: int) -> list[dict]:
-    """Of each pair of five cats: positive relevance from face to face, its nulls, the cosine."""
-    cats = [*data.cats(128)[0], data.photo("photos/chelsea.png", 128)[0]]
-    factors = [bilrp.factor(model, prepare(x), rules, patch=patch) for x in cats]
-    boxes = soft_boxes(128 // patch)
-    found = []
-    for i in range(5):
-        for j in range(i + 1, 5):
-            e = factors[i].explain(factors[j])
-            both = boxes[i][:, :, None, None] * boxes[j]
-            R = e.relevance.double().clamp(min=0)
-            null = controls.marginal_null(e.relevance)
-            size = float(factors[i].features.norm() * factors[j].features.norm())
-            found.append(
-                dict(
-                    cats=[i, j],
-                    share=float((R * both).sum() / R.sum()),
-                    marginals=float((null * both).sum() / null.sum()),
-                    area=float(both.mean()),
-                    cosine=e.similarity / size,
-                    carried=float(e.ledger[0, 0]) / e.similarity,
-                )
-            )
-    return found
-
-
-def stereo(model: nn.Module, prepare: Callable, rules: Rules) -> dict:
-    """Shares on true partners with nulls, for the stereo pair at 128 pixels, patches of 8."""
-    pair = data.stereo(128)
-    row, col = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
-    partner = torch.where(pair.valid, col - pair.disparity, torch.nan)
-    true = metrics.correspondence(row, partner, patch=8, size=(128, 128)) > 0.2
-    factors = [bilrp.factor(model, prepare(v[0]), rules, patch=8) for v in (pair.left, pair.right)]
-    R = factors[0].explain(factors[1]).relevance.double()
-    share = controls.controlled_share(R, true)
-    moved = controls.opposite_displacement(R, true)
-    return share._asdict() | {"true": moved.true, "opposite": moved.opposite}
-
-
-@torch.no_grad()
-def block_features(x: Tensor, blocks: tuple[int | None, ...] = BLOCKS) -> dict[str, Tensor]:
-    """Features after some blocks, flattened; "all" is the whole network."""
-    model, found = bilrp.efficientnet_lite0(), {}
-    for name, layer in model.named_children():
-        x = layer(x)
-        if name.removeprefix("block").isdigit() and int(name[5:]) in blocks:
-            found[name[5:]] = x.flatten(1)
-    return found | {"all": x}
-
-
-def compact(f: Tensor) -> Tensor:
-    """As many features as there are examples, with the same dot products."""
-    size, axes = torch.linalg.eigh(f.double() @ f.double().T)
-    return axes * size.clamp(min=0).sqrt()
-
-
-def faces_over_depth(features: dict[str, Tensor], people: Tensor, seeds: int = 5) -> dict:
-    """Accuracy of a linear SVM, two pictures of each person to train on, by split."""
-    found: dict[str, list[float]] = {}
-    for name, f in features.items():
-        small = compact(f)
-        for seed in range(seeds):
-            draw = torch.Generator().manual_seed(seed)
-            train = torch.zeros(len(people), dtype=torch.bool)
-            for one in people.unique():
-                members = (people == one).nonzero()[:, 0]
-                train[members[torch.randperm(len(members), generator=draw)[:2]]] = True
-            accuracy = bilrp.svm_accuracy(small, people, train)
-            found.setdefault(name, []).append(round(accuracy, 4))
-    return found
-
-
-def invariance_over_depth(features: dict[str, Tensor], films: data.FilmScenes) -> dict:
-    """Inv as in Eq. (7), of features as they are and divided by their lengths."""
-    return {
-        name: [
-            round(bilrp.invariance(g, films.scene, films.frame), 4)
-            for g in (f, f / f.norm(dim=1, keepdim=True))
-        ]
-        for name, f in features.items()
-    }
-
-
 # --- all of it ---------------------------------------------------------------------------------
 
 
 def plan() -> dict[str, Callable[[], object]]:
     """What is measured, by name; what matters most comes first."""
+    return planted_plan() | depth_plan()
+
+
+def planted_plan() -> dict[str, Callable[[], object]]:
+    """Planted matches: rules, sizes, contrasts, shuffled weights, both networks."""
     found: dict[str, Callable[[], object]] = {}
+    for gamma in sorted(GAMMAS, key=lambda g: (g not in (0.0, 0.02), g)):
+        found[f"planted, owners, {gamma:g}"] = partial(planted_of, lite0, bilrp.Gamma(gamma), RING)
+    for gamma in (0.0, 0.02):
+        name = f"planted, shuffled weights, {gamma:g}"
+        found[name] = partial(planted_of, shuffled, bilrp.Gamma(gamma))
+    for gamma in (0.05, 1.0):
+        name = f"planted, shared, {gamma:g}"
+        found[name] = partial(planted_of, lite0, bilrp.Gamma(gamma, "shared"))
+    for name, size, contrast in VARIANTS:
+        for gamma in (0.0, 0.02):
+            found[f"planted, {name}, {gamma:g}"] = partial(
+                planted_of, lite0, bilrp.Gamma(gamma), size=size, contrast=contrast
+            )
+    found["planted, VGG-16, paper's rules"] = lambda: planted_of(vgg, bilrp.vgg16_rules(), RING)
+    for gamma in (0.0, 0.02):
+        name = f"planted, VGG-16, {gamma:g}"
+        found[name] = partial(planted_of, vgg, bilrp.Gamma(gamma), RING)
+    found["without the object, Lite0"] = lambda: without(*lite0())
+    found["without the object, VGG-16"] = lambda: without(*vgg())
+    return found
+
+
+def planted_of(network: Callable, rules: Rules, ring: int = 2, **options) -> list[list[float]]:
+    """`planted` of a network that is made only now."""
+    return planted(*network(), rules, ring=ring, **options)
+
+
+def depth_plan() -> dict[str, Callable[[], object]]:
+    """Faces of cats, the stereo pair, faces of people and films, over the depth of both."""
+    found: dict[str, Callable[[], object]] = {}
+    joint, paper = bilrp.Gamma(0.02), bilrp.vgg16_rules()
+    lite_input, vgg_input = bilrp.efficientnet_lite0_input, bilrp.normalize
+
+    def features(network: str, images: Tensor) -> dict[str, Tensor]:
+        if network == "pixels":
+            return {"pixels": images.flatten(1)}
+        if network == "VGG-16":
+            return {str(k): f for k, f in bilrp.vgg16_features(vgg_input(images)).items()}
+        model = shuffled()[0] if network == "shuffled" else bilrp.efficientnet_lite0()
+        return block_features(model, lite_input(images))
 
     @cache
     def films() -> data.FilmScenes:
         return data.film_scenes()
 
-    def gamma_of(gamma: float, **options) -> Callable[[], object]:
-        return lambda: planted(*lite0(), bilrp.Gamma(gamma), **options)
-
-    def look(network: str, block: int | None) -> Callable[[], object]:
-        if network == "Lite0":
-            prepare = bilrp.efficientnet_lite0_input
-            return lambda: stereo(bilrp.efficientnet_lite0(block), prepare, bilrp.Gamma(0.02))
-        return lambda: stereo(bilrp.vgg16(block), bilrp.normalize, bilrp.vgg16_rules())
-
-    for gamma in (0.02, 0.0):
-        found[f"planted, owners, {gamma:g}"] = gamma_of(gamma)
-    found["cat faces, Lite0"] = lambda: face_to_face(*lite0(), bilrp.Gamma(0.02), 16)
-    found["invariance, Lite0"] = lambda: invariance_over_depth(
-        block_features(bilrp.efficientnet_lite0_input(films().frames)), films()
-    )
-    for gamma in (0.0, 0.02):
-        found[f"planted, shuffled weights, {gamma:g}"] = lambda g=gamma: planted(
-            *shuffled(), bilrp.Gamma(g), ring=2
+    found["cat faces, Lite0"] = lambda: face_to_face(*lite0(), joint, 16)
+    found["cat faces, VGG-16"] = lambda: face_to_face(bilrp.vgg16(), vgg_input, paper, 16)
+    found["cat faces, shuffled"] = lambda: face_to_face(*shuffled(), joint, 16)
+    for block in (None, 16, 11, 5):
+        found[f"stereo, Lite0, {block or 'all'}"] = lambda b=block: stereo(
+            bilrp.efficientnet_lite0(b), lite_input, joint
         )
-    for gamma in GAMMAS:
-        found[f"planted, owners, {gamma:g}"] = gamma_of(gamma)
-    found["faces, Lite0"] = lambda: faces_over_depth(
-        block_features(bilrp.efficientnet_lite0_input(data.faces(128)[0])), data.faces(128)[1]
-    )
-    found["stereo, Lite0, all"] = look("Lite0", None)
-    for gamma in (0.05, 1.0):
-        found[f"planted, shared, {gamma:g}"] = lambda g=gamma: planted(
-            *lite0(), bilrp.Gamma(g, "shared"), ring=2
+    for layer in (31, 24, 17):
+        found[f"stereo, VGG-16, {layer}"] = lambda k=layer: stereo(bilrp.vgg16(k), vgg_input, paper)
+    found["stereo, VGG-16, averaged"] = lambda: stereo(*vgg(), paper)
+    found["stereo, VGG-16, 24, 0.02"] = lambda: stereo(bilrp.vgg16(24), vgg_input, joint)
+    found["stereo, VGG-16, averaged, 0.02"] = lambda: stereo(*vgg(), joint)
+    for network in ("Lite0", "VGG-16", "shuffled", "pixels"):
+        found[f"invariance, {network}"] = lambda n=network: invariance_over_depth(
+            features(n, films().frames), films()
         )
-    for name, size, contrast in VARIANTS:
-        for gamma in (0.0, 0.02):
-            found[f"planted, {name}, {gamma:g}"] = gamma_of(
-                gamma, ring=2, size=size, contrast=contrast
-            )
-    found["planted, VGG-16, paper's rules"] = lambda: planted(*vgg(), bilrp.vgg16_rules(), ring=2)
-    found["planted, VGG-16, 0"] = lambda: planted(*vgg(), bilrp.Gamma(0.0), ring=2)
-    found["stereo, Lite0, 11"] = look("Lite0", 11)
-    found["cat faces, VGG-16"] = lambda: face_to_face(
-        bilrp.vgg16(), bilrp.normalize, bilrp.vgg16_rules(), 16
-    )
-    found["stereo, VGG-16, 31"] = look("VGG-16", 31)
-    found["invariance, VGG-16"] = lambda: invariance_over_depth(
-        {str(k): f for k, f in bilrp.vgg16_features(bilrp.normalize(films().frames)).items()},
-        films(),
-    )
-    found["stereo, VGG-16, 17"] = look("VGG-16", 17)
-    found["stereo, Lite0, 5"] = look("Lite0", 5)
-    found["faces, VGG-16"] = lambda: faces_over_depth(
-        {str(k): f for k, f in bilrp.vgg16_features(bilrp.normalize(data.faces(128)[0])).items()},
-        data.faces(128)[1],
-    )
+        found[f"faces, {network}"] = lambda n=network: faces_over_depth(
+            features(n, data.faces(128)[0]), data.faces(128)[1]
+        )
     return found
 
 
