@@ -175,8 +175,8 @@ def collection_of_tables(pool: ProcessPoolExecutor) -> gallery.Collection:
     )
 
 
-# Numerals to choose from: few letters and many, letters that are taken away, zeros, years, and those
-# of chapter 12.
+# Numerals to choose from: few letters and many, letters that are taken away, zeros, years, and
+# those of chapter 12.
 NUMBERS = [
     *(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 16, 19, 40, 49, 50, 90, 99, 100, 101, 400, 444, 494, 500),
     *(616, 888, 900, 999, 1000, 1001, 1066, 1453, 1492, 1564, 1609, 1616, 1619, 1666, 1685, 1776),
@@ -279,7 +279,7 @@ def make(out: Path = OUT) -> dict:
             return finish(out, about | {"code": code})
         started = time.monotonic()
         print(
-            "Computing the gallery: 25 photos, two layers, two gammas; two or three minutes.",
+            "Computing the gallery: 25 photos, two layers, two gammas; some minutes.",
             flush=True,
         )
         new = out.with_name(f"{out.name}.new")

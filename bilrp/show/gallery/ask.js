@@ -126,6 +126,7 @@ function answerKeys(view, side) {
     const keys = {
       ArrowUp: () => go(row - 1, column), ArrowDown: () => go(row + 1, column),
       ArrowLeft: () => go(row, column - 1), ArrowRight: () => go(row, column + 1),
+      Home: () => go(row, 0), End: () => go(row, columns - 1),
       Enter: () => choose(view, side, patch), Escape: () => release(view),
     };
     if (!keys[event.key]) return;
