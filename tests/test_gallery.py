@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilrp.show import gallery
+from bilrp.show.gallery import basis
 from tests.test_explorer import drawing
 
 SIDE, FEATURES = 8, 36  # patches of an input, along each side; 9 channels at 4 places
@@ -182,3 +183,71 @@ def test_a_collection_is_written_as_scripts_and_pictures(tmp_path: Path) -> None
     assert setting["worst"] == pytest.approx(float(one.settings[0].stored.errors.max()))
     owners = np.frombuffer(base64.b64decode(setting["owners"]), "<f8")
     np.testing.assert_array_equal(owners, one.settings[0].stored.owners.ravel())
+
+
+LINES = (["AB", "CDE", "F"], ["12", "3"])  # with no feature of F that the digits have, too
+
+
+def lines(seed: int = 0) -> gallery.Lines:
+    """Made-up factors of two encoders, of letters and of digits, under two gammas."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def factor(name: str) -> Tensor:
+        rows = torch.randn(len(name) + 1, 6, generator=generator)
+        rows[:, 4 if name == "F" else 5] = 0  # the dead are left out
+        rows[:, : 5 if name == "F" else 1] = 0
+        return rows
+
+    settings = [
+        gallery.Whole(
+            "numerals",
+            gamma,
+            ("numerals", str(gamma)),
+            ([factor(n) for n in LINES[0]], [factor(n) for n in LINES[1]]),
+        )
+        for gamma in (0, 0.1)
+    ]
+    return gallery.Lines(
+        name="numerals",
+        title="Numerals",
+        names=LINES,
+        tokens=([list(name) for name in LINES[0]], [list(name) for name in LINES[1]]),
+        shelves=("Roman numeral", "Arabic numeral"),
+        parts=(("letter", "letters"), ("digit", "digits")),
+        whole="numeral",
+        rest="biases",
+        start=(0, 0),
+        settings=settings,
+    )
+
+
+def test_factors_of_lines_are_written_as_they_are(tmp_path: Path) -> None:
+    one = lines()
+    one.write(tmp_path, "v1")
+    text = (tmp_path / "numerals.js").read_text("utf-8")
+    about = json.loads(text.removeprefix('bilrpGallery.receive("numerals",').removesuffix(");\n"))
+    for setting, written in zip(one.settings, about["settings"], strict=True):
+        for side in (0, 1):
+            for rows, found in zip(setting.rows[side], written["factors"][side], strict=True):
+                alive = np.frombuffer(base64.b64decode(found["values"]), "<f4")
+                whole = np.zeros(rows.shape, "f4")
+                whole[:, found["columns"]] = alive.reshape(len(rows), -1)
+                np.testing.assert_array_equal(whole, rows.numpy())
+        assert setting.pairs().shape == (6,)
+        assert setting.pairs().max() < 1e-6
+    assert [token["text"] for token in about["tokens"][0][1]] == ["C", "D", "E"]
+
+
+def test_a_factor_gets_one_row_for_all_that_is_no_token() -> None:
+    values, absorbed = torch.ones(3, 2), torch.tensor([[1.0, 2], [3, 4]])
+    rows = gallery.factor_as_rows(values, absorbed)
+    assert rows.tolist() == [[1, 1], [1, 1], [1, 1], [4, 6]]
+
+
+def test_few_directions_of_many_are_found_without_decomposing_all() -> None:
+    """Rows with six strong directions, more than a random start would need all of."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(600, 6, generator=generator)
+    near = basis._coordinates(rows @ rows.T, 6)
+    assert near.shape == (600, 6)
+    torch.testing.assert_close(near @ near.T, rows @ rows.T, rtol=1e-3, atol=1e-3)

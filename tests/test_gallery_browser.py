@@ -21,10 +21,12 @@ from playwright.sync_api import Browser, Page, expect
 
 import bilrp
 from bilrp import data
+from bilrp.engine.factors import combined
+from bilrp.models import numerals
 from bilrp.show import gallery
 from tests.test_browser import PHONE, WIDE, Visit
 from tests.test_explorer_browser import heat, numbers
-from tests.test_gallery import SIDE, collection, made_up
+from tests.test_gallery import LINES, SIDE, collection, lines, made_up
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +34,7 @@ FACTORS = made_up()
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Page</title>
 <link rel="stylesheet" href="gallery.css"><body><main><h1>Gallery</h1>
-<div class="bilrp-gallery" data-gallery="photos others" data-version="v1">
+<div class="bilrp-gallery" data-gallery="photos others numerals" data-version="v1">
 <p>Needs scripts.</p></div>
 <p><a href="?first=3&amp;second=2&amp;layer=17&amp;gamma=0.02">a pair</a></p></main>
 <script src="gallery.js" defer></script></body></html>"""
@@ -42,7 +44,7 @@ PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two made-up collections, written as the book's are."""
     folder = tmp_path_factory.mktemp("gallery")
-    for one in (collection(FACTORS), collection(made_up(3, seed=1), "others")):
+    for one in (collection(FACTORS), collection(made_up(3, seed=1), "others"), lines()):
         one.write(folder, "v1")
     gallery.write_code(folder)
     return folder
@@ -128,7 +130,7 @@ def test_explain_answers_with_what_the_factors_say(show) -> None:
         ((0, 4), "numbered from 0 to 3; there is no 4"),
         ((0, 1, {"layer": 24}), "not stored for layer 24"),
         ((0, 1, {"layer": 31, "gamma": 0.02}), "there are {layer: 31"),
-        ((0, 1, {"of": "songs"}), "photos and others, not songs"),
+        ((0, 1, {"of": "songs"}), "photos and others and numerals, not songs"),
     ],
 )
 def test_what_is_not_stored_is_refused(show, arguments, said) -> None:
@@ -312,16 +314,85 @@ def test_on_a_phone_a_tap_shows_the_partners_and_says_so(show, theme) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(show, theme) -> None:
-    page = show(theme=theme)
+@pytest.mark.parametrize("search", ["", "?of=numerals&first=CDE&second=12"])
+def test_axe_finds_nothing(show, theme, search) -> None:
+    page = show(theme=theme, search=search)
     expect(page.locator(".readout")).to_contain_text("y =")
-    page.mouse.click(*spot(page, 0, 2, 4))
+    if search:
+        page.locator(".line .words span").first.click()
+    else:
+        page.mouse.click(*spot(page, 0, 2, 4))
     page.locator("summary").click()
     # axe would ask for the style sheets once more, which a browser refuses for pages from disk
     found = Axe().run(page, options={"preload": False}).response
     serious = [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")]
     nodes = [(v["id"], [n["html"] for n in v["nodes"]][:4]) for v in found["violations"]]
     assert not serious, nodes
+
+
+def two_lines(i: int, j: int, setting: int = 0) -> tuple[np.ndarray, float]:
+    """All scores, (letters, digits), and y."""
+    a, b = (side[k] for side, k in zip(lines().settings[setting].rows, (i, j), strict=True))
+    return (a[:-1] @ b[:-1].T).numpy(), float(a.sum(0) @ b.sum(0))
+
+
+def test_explain_answers_for_all_pairs_of_two_encoders(show) -> None:
+    page = show()
+    for gamma in (0, 0.1):
+        for i, first in enumerate(LINES[0]):
+            for j, second in enumerate(LINES[1]):
+                answer = ask(page, i, j, {"of": "numerals", "gamma": gamma})
+                r, y = two_lines(i, j, int(gamma > 0))
+                np.testing.assert_allclose(answer["relevance"], r, rtol=1e-5, atol=1e-6)
+                assert answer["similarity"] == pytest.approx(y, rel=1e-5, abs=1e-6)
+                assert np.sum(answer["ledger"]) == pytest.approx(y, rel=1e-5, abs=1e-6)
+                assert answer == ask(page, first, second, {"of": "numerals", "gamma": gamma})
+    with pytest.raises(Exception, match=re.escape("numbered from 0 to 1; there is no 2")):
+        ask(page, 0, 2, {"of": "numerals"})
+
+
+def test_lines_are_asked_by_pointer_and_keyboard(show) -> None:
+    page, (r, y) = show(search="?of=numerals&first=CDE&second=12&gamma=0"), two_lines(1, 0)
+    line, words = page.locator(".readout"), page.locator(".line .words")
+    expect(line).to_contain_text("CDE and 12: y =")
+    expect(line).to_contain_text("Letters and digits carry")
+    expect(line).to_contain_text("Point at a letter or a digit")
+    words.first.locator("span").nth(1).click()
+    expect(line).to_contain_text("CDE, letter 2 “D” (33.3 % of the numeral)")
+    assert numbers(line)[1] == pytest.approx(r[1].sum() / y, abs=0.001)
+    assert page.locator(".arcs path").count() == np.count_nonzero(r[1])
+    page.get_by_role("button", name="Start again").click()
+    page.locator(".line").first.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Shift+ArrowRight")
+    expect(line).to_contain_text("letters 1 to 2 “C D” (2 letters, 66.7 % of the numeral)")
+    assert numbers(line)[1] == pytest.approx(r[:2].sum() / y, abs=0.001)
+    menu = page.get_by_role("combobox", name="Arabic numeral")
+    menu.focus()
+    menu.select_option("3")
+    expect(line).to_contain_text("CDE and 3: y =")
+    expect(menu).to_be_focused()
+    page.get_by_role("radio", name="0.1").check()
+    assert "CDE" in page.locator(".line").first.get_attribute("aria-label").replace(" ", "")
+    page.get_by_role("radio", name="Photos").check()
+    expect(line).to_contain_text("Drawing 0 and Drawing 1")
+    expect(page.locator(".pic img")).to_have_count(2)
+
+
+def test_inputs_that_share_nothing_have_nothing_to_show(show) -> None:
+    page = show(search="?of=numerals&first=F&second=12&gamma=0")
+    expect(page.locator(".readout")).to_contain_text("F and 12: y = 0")
+    assert page.locator(".arcs path").count() == 0
+    page.locator(".line .words span").first.click()
+    expect(page.locator(".readout")).to_contain_text("Nothing in the other numeral speaks for it")
+
+
+def test_the_focus_stays_on_what_was_chosen(show) -> None:
+    page = show()
+    page.get_by_role("group", name="Second picture").get_by_role("radio").nth(3).focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    expect(page.locator(".readout")).to_contain_text("Drawing 0 and Drawing 1")
 
 
 def test_without_scripts_a_sentence_says_what_is_missing(show) -> None:
@@ -341,6 +412,18 @@ def book(browser: Browser, html: Path) -> Iterator[Page]:
     yield page
     context.close()
     assert not visit.wrong, "\n".join(visit.wrong)
+
+
+# What either side's numerals are called, and the answers for all pairs of them.
+NAMES = """async () => {
+  const root = document.querySelector('[data-gallery]');
+  root.querySelector('input[value="numerals"]').click();
+  await new Promise((done) => setTimeout(done, 500));
+  return ['i', 'j'].map((k) => [...root.querySelectorAll(`.menu.${k} option`)].map((o) => o.text));
+}"""
+EVERY_PAIR = """([n, n2, gamma]) => Promise.all(Array.from({ length: n }, (_, i) =>
+  Promise.all(Array.from({ length: n2 }, (_, j) => document.querySelector('[data-gallery]')
+    .explain(i, j, { of: "numerals", gamma })))))"""
 
 
 def photos() -> torch.Tensor:
@@ -383,6 +466,28 @@ def test_all_pairs_of_photos_are_those_of_the_engine(book: Page) -> None:
 def test_some_pairs_under_every_setting_are_those_of_the_engine(book: Page, layer, gamma) -> None:
     net, x = bilrp.vgg16(layer), photos()
     compare(book, {k: bilrp.factor(net, x[k], rules(gamma)) for k in (6, 24)}, layer, gamma)
+
+
+@pytest.mark.parametrize("gamma", [0, 0.1])
+def test_all_pairs_of_numerals_are_those_of_the_engine(book: Page, gamma) -> None:
+    nets, names = bilrp.numeral_encoders(), book.evaluate(NAMES)
+    readers = numerals.roman_tokens, numerals.arabic_tokens
+    rule = bilrp.Gamma(gamma) if gamma else bilrp.LRP0()
+    first, second = (
+        bilrp.factor(net, [read(name) for name in side], rule)
+        for net, read, side in zip(nets, readers, names, strict=True)
+    )
+    answers = book.evaluate(EVERY_PAIR, [len(first), len(second), gamma])
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            e, answer = combined(a, b, "dot", encoders=True), answers[i][j]
+            found = torch.tensor(answer["relevance"]).float()
+            torch.testing.assert_close(found, e.matrix.float(), rtol=1e-4, atol=1e-5)
+            assert answer["similarity"] == pytest.approx(e.similarity, rel=1e-4, abs=1e-5)
+            parts = e.ledger[0, 0], e.ledger[0, 1:].sum(), e.ledger[1:, 0].sum()
+            parts = torch.stack([*parts, e.ledger[1:, 1:].sum()]).float()
+            said = torch.tensor(answer["ledger"]).float().flatten()
+            torch.testing.assert_close(said, parts, rtol=1e-4, atol=1e-5)
 
 
 def test_the_books_gallery_is_small_enough(html: Path) -> None:

@@ -157,7 +157,8 @@ def test_files_lie_where_the_code_looks_for_them(wheel: Path) -> None:
         for name, source in {
             "bilrp/py.typed": "bilrp/py.typed",
             "bilrp/show/explorer.js": "bilrp/show/explorer.js",
-            "bilrp/show/explorer_text.js": "bilrp/show/explorer_text.js",
+            "bilrp/show/pair.js": "bilrp/show/pair.js",
+            "bilrp/show/pair_line.js": "bilrp/show/pair_line.js",
             "bilrp/show/frames.js": "bilrp/show/frames.js",
             "bilrp/show/roots.js": "bilrp/show/roots.js",
             "bilrp/show/gallery/ask.js": "bilrp/show/gallery/ask.js",

@@ -68,12 +68,12 @@ def add_notebooks(app: Sphinx, error: Exception | None) -> None:
 
 
 GALLERY = """\
-<link rel="stylesheet" href="../_static/gallery/gallery.css?{version}">
+<link rel="stylesheet" href="../_static/gallery/gallery.css?{code}">
 <div class="bilrp-gallery" data-gallery="{names}" data-version="{version}">
 <p class="trouble">Here two pictures would answer when you point at them. For that, JavaScript must
 be switched on, and the folder <code>_static/gallery</code> must lie beside the pages. Without it,
 the notebooks of the book answer the same questions.</p></div>
-<script src="../_static/gallery/gallery.js?{version}" defer></script>
+<script src="../_static/gallery/gallery.js?{code}" defer></script>
 """
 
 
@@ -89,7 +89,8 @@ class Gallery(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         about = gallery()
-        html = GALLERY.format(version=about["version"], names=" ".join(about["collections"]))
+        names = " ".join(about["collections"])
+        html = GALLERY.format(version=about["version"], code=about["code"], names=names)
         return [nodes.raw("", html, format="html")]
 
 

@@ -1,7 +1,8 @@
 """Compute the data of the book's gallery: `make gallery`, and part of building the book.
 
 Any two of 25 photos to VGG-16, at two layers with the paper's gammas and at layer 31 with another,
-and any two of six tables to the bigram network. What is computed lies in _build/gallery and belongs
+any two of six tables to the bigram network, and any Roman with any Arabic numeral of some, to the
+two encoders of chapter 12. What is computed lies in _build/gallery and belongs
 to one state of the code and of the data: it is computed anew only when that changes.
 """
 
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import repeat
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 import bilrp
 from bilrp import bigram, data, tables
+from bilrp.models import numerals
 from bilrp.show import gallery
 
 OUT = ROOT / "_build" / "gallery"
@@ -54,8 +57,8 @@ class TwoLayers(nn.Module):
 
 
 @cache
-def network() -> TwoLayers:
-    return TwoLayers()
+def network(two: bool) -> nn.Module:
+    return TwoLayers() if two else bilrp.vgg16(max(LAYERS))
 
 
 def rules(gamma: float | str) -> dict:
@@ -77,20 +80,17 @@ def photos() -> tuple[list[str], list[str]]:
 
 
 def factor_of_photo(k: int, gamma: float | str) -> dict[int, gallery.Rows]:
-    """The factors of a photo at both layers."""
+    """The factors of a photo at the layers that are stored with this gamma, by layer."""
     torch.set_num_threads(1)  # as many processes as cores do this
     x = bilrp.normalize(data.photo(photos()[0][k], SIZE))[0]
-    f = bilrp.factor(network(), x, rules(gamma), patch=8)
-    sizes = [channels * rows * columns for channels, rows, columns in LAYERS.values()]
-    low_first = sorted(zip(LAYERS, sizes, strict=True))
-    found, start = {}, 0
-    dense = f.dense()
-    for layer, size in low_first:
-        own = slice(start, start + size)
-        found[layer] = gallery.rows_by_place(
-            dense[:, own], f.absorbed[:, own], channels=LAYERS[layer][0]
-        )
-        start += size
+    layers = [layer for layer, known in WIDTHS if known == gamma]
+    f = bilrp.factor(network(len(layers) > 1), x, rules(gamma), patch=8)
+    dense, found, start = f.dense(), {}, 0
+    for layer in sorted(layers):  # as TwoLayers puts one after the other
+        channels, rows, columns = LAYERS[layer]
+        own = slice(start, start + channels * rows * columns)
+        found[layer] = gallery.rows_by_place(dense[:, own], f.absorbed[:, own], channels)
+        start = own.stop
     return found
 
 
@@ -124,7 +124,11 @@ def factor_of_table(k: int) -> tuple[gallery.Rows, tuple[int, int]]:
 
 # Directions to begin with, and what the page promises. With gamma 0.02, layer 17 would need 5,500
 # directions for it: too many for a page, and minutes of computing.
-WIDTHS = {(31, "paper"): 900, (31, 0.02): 2200, (17, "paper"): 1800}
+WIDTHS: dict[tuple[int, float | str], int] = {
+    (31, "paper"): 850,
+    (31, 0.02): 2200,
+    (17, "paper"): 2150,
+}
 MOST_ERROR, MOST_BYTES = 0.05, 30e6
 
 
@@ -135,10 +139,7 @@ def collection_of_photos(pool: ProcessPoolExecutor) -> gallery.Collection:
     everything = {g: pool.map(factor_of_photo, range(len(files)), repeat(g)) for g in GAMMAS}
     for gamma, label in GAMMAS.items():
         factors = list(everything.pop(gamma))
-        for layer in LAYERS:
-            width = WIDTHS.get((layer, gamma))
-            if width is None:
-                continue
+        for layer, width in ((at, w) for (at, g), w in WIDTHS.items() if g == gamma):
             counts = [patches + 1] * len(files)
             products = gallery.gram([f.pop(layer) for f in factors], counts)
             stored = gallery.store(products, counts, width, MOST_ERROR)
@@ -174,10 +175,56 @@ def collection_of_tables(pool: ProcessPoolExecutor) -> gallery.Collection:
     )
 
 
+# Numerals to choose from: few letters and many, letters that are taken away, zeros, years, and
+# those of chapter 12.
+NUMBERS = [
+    *(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 16, 19, 40, 49, 50, 90, 99, 100, 101, 400, 444, 494, 500),
+    *(616, 888, 900, 999, 1000, 1001, 1066, 1453, 1492, 1564, 1609, 1616, 1619, 1666, 1685, 1776),
+    *(1789, 1815, 1848, 1888, 1905, 1916, 1945, 1968, 1969, 1984, 1989, 1990, 1999, 2000, 2001),
+    *(2010, 2020, 2022, 2026, 2100, 2222, 2500, 3000, 3333, 3888, 3999),
+]
+GAMMAS_NUMERALS = {0: "0", 0.1: "0.1"}  # gates frozen, as in chapter 12
+
+
+def factors_of_numerals(gamma: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The factors of all numerals, of the letters' and of the digits' encoder."""
+    torch.set_num_threads(1)
+    rule = bilrp.Gamma(gamma) if gamma else bilrp.LRP0()
+    letters, digits = numerals.numeral_encoders()
+    roman = [numerals.roman_tokens(numerals.roman(n)) for n in NUMBERS]
+    arabic = [numerals.arabic_tokens(str(n)) for n in NUMBERS]
+    found = [
+        [gallery.factor_as_rows(f.dense(), f.absorbed) for f in bilrp.factor(net, lines, rule)]
+        for net, lines in ((letters, roman), (digits, arabic))
+    ]
+    return found[0], found[1]
+
+
+def collection_of_numerals(pool: ProcessPoolExecutor) -> gallery.Lines:
+    names = [numerals.roman(n) for n in NUMBERS], [str(n) for n in NUMBERS]
+    rows = pool.map(factors_of_numerals, GAMMAS_NUMERALS)
+    at = NUMBERS.index(1616)
+    return gallery.Lines(
+        name="numerals",
+        title="Numerals, by two encoders",
+        names=names,
+        tokens=([list(name) for name in names[0]], [list(name) for name in names[1]]),
+        shelves=("Roman numeral", "Arabic numeral"),
+        parts=(("letter", "letters"), ("digit", "digits")),
+        whole="numeral",
+        rest="biases and positions",
+        start=(at, at),
+        settings=[
+            gallery.Whole("numerals", gamma, ("numerals", label), both)
+            for (gamma, label), both in zip(GAMMAS_NUMERALS.items(), rows, strict=True)
+        ],
+    )
+
+
 def said(setting: gallery.Setting) -> str:
     pairs = setting.pairs()
     return (
-        f"{setting.stored.width} directions, error {pairs.max():.2%} at most, "
+        f"{setting.width} directions, error {pairs.max():.2%} at most, "
         f"{sorted(pairs)[len(pairs) // 2]:.2%} in the median of {len(pairs)} pairs"
     )
 
@@ -190,27 +237,35 @@ def check(folder: Path) -> None:
         print("  That is too much: 30 MB in all and 2 MB a pair are meant.", file=sys.stderr)
 
 
-def errors(collections: list[gallery.Collection]) -> list[dict]:
+def errors(collections: Sequence[gallery.Collection | gallery.Lines]) -> list[dict]:
     """The table of the page: one line for each setting."""
     return [
         {
             "of": one.title,
             "layer": setting.labels[0],
             "gamma": setting.labels[1],
-            "directions": setting.stored.width,
-            "pairs": len(setting.pairs()),
-            "median": float(sorted(setting.pairs())[len(setting.pairs()) // 2]),
-            "most": float(setting.pairs().max()),
+            "directions": setting.width,
+            "pairs": len(pairs),
+            "median": float(sorted(pairs)[len(pairs) // 2]),
+            "most": float(pairs.max()),
         }
         for one in collections
         for setting in one.settings
+        for pairs in [setting.pairs()]
     ]
 
 
 def state() -> str:
-    """What the data depend on."""
-    code = [f"bilrp/{room}/**/*" for room in ("engine", "models", "book", "show/gallery")]
-    return digest(ROOT, [*code, *CODE[1:], "data/bigram.pt", "tools/gallery.py"])[:16]
+    """What the data depend on: not the page's own scripts, which cost nothing to write again."""
+    code = [f"bilrp/{room}/**/*.py" for room in ("engine", "models", "book", "show/gallery")]
+    return digest(ROOT, [*code, *CODE[1:], "tools/gallery.py"])[:16]
+
+
+def finish(folder: Path, about: dict) -> dict:
+    """Write the page's scripts, and what the book must know of the gallery."""
+    gallery.write_code(folder)
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    return about
 
 
 def make(out: Path = OUT) -> dict:
@@ -219,26 +274,31 @@ def make(out: Path = OUT) -> dict:
     with FileLock(f"{out}.lock"):
         version = state()
         about = json.loads(read(out / "about.json") or "{}")
+        code = digest(ROOT, ["bilrp/show/**/*.js", "bilrp/show/**/*.css"])[:16]
         if about.get("version") == version:
-            return about
+            return finish(out, about | {"code": code})
         started = time.monotonic()
-        print("Computing the gallery: 25 photos, two layers, two gammas; some minutes.", flush=True)
+        print(
+            "Computing the gallery: 25 photos, two layers, two gammas; some minutes.",
+            flush=True,
+        )
         new = out.with_name(f"{out.name}.new")
         for folder in (new, out):
             shutil.rmtree(folder, ignore_errors=True)
         new.mkdir()
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            collections = [collection_of_photos(pool), collection_of_tables(pool)]
+            makers = collection_of_photos, collection_of_tables, collection_of_numerals
+            collections = [make_one(pool) for make_one in makers]
         for one in collections:
             one.write(new, version)
-        gallery.write_code(new)
         check(new)
         about = {
             "version": version,
+            "code": code,
             "collections": [one.name for one in collections],
             "errors": errors(collections),
         }
-        (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        finish(new, about)
         new.rename(out)  # whole or not at all
         print(f"The gallery is computed: {time.monotonic() - started:.0f} s.", flush=True)
         return about

@@ -1,5 +1,5 @@
 // The explorer: two pictures, and which patches of the one are similar to which of the other.
-// What differs for two lines of text is in explorer_text.js: see the two kinds, picture and line.
+// Frames, heat, arcs and numbers are those of pair.js and pair_line.js, which are put before this.
 //
 // One module for two worlds. In a live notebook, anywidget calls render() and the data come from
 // the kernel; in a page, mountAll() finds the data beside the script. Both end in mount(), which
@@ -47,13 +47,8 @@ const CSS = `
   @media (prefers-reduced-motion: no-preference) { .pic img { transition: filter .12s; } }
 }`;
 
-// "dark-light" asks the book's theme not to dim the picture. The one cell of the grid that exists
-// is the one pointed at, which ARIA allows; it is also the frame that is seen.
-const PICTURE = `<div class="pic" role="grid" tabindex="0">
-  <img class="dark-light" alt="" draggable="false"><canvas></canvas>
-  <div><div class="patch" role="gridcell" hidden></div></div></div>`;
 const options = (...names) => names.map((name) => `<option>${name}</option>`).join("");
-const template = (kind) => `<style>${CSS.replace(/}$/, `${kind.css}}`)}</style>
+const template = (kind, hiding) => `<style>${CSS.replace(/}$/, `${kind.css}}`)}</style>
 <div class="stage">${kind.html}${kind.html}<svg class="arcs" aria-hidden="true"></svg></div>
 <p class="numbers" aria-live="polite"></p>
 <p class="cover" aria-live="polite" hidden><span class="predicted"></span>
@@ -63,40 +58,26 @@ const template = (kind) => `<style>${CSS.replace(/}$/, `${kind.css}}`)}</style>
     title="in per cent of the strongest pair"><output></output></label>
   <label>Sign <select class="sign">${options("both", "positive", "negative")}</select></label>
   <label>Draw <select class="draw">${options("heat and arcs", "heat", "arcs")}</select></label>
-  <label><input class="covering" type="checkbox"> ${kind.verb}</label>
+  <label><input class="covering" type="checkbox"> ${hiding.verb}</label>
   <button type="button" class="swap">Swap</button>
   <button type="button" class="reset">Reset</button>
 </div>
 <details><summary>The strongest pairs as a table</summary><table></table></details>`;
-const RED = [178, 24, 43], BLUE = [33, 102, 172];
-const MOST_ARCS = 40; // for one patch; more would hide the picture
 
-// Two pictures. For text, see `line`: the same names, so that nothing else asks which it is.
-const picture = {
-  one: "patch", many: "patches", covered: "covered", verb: "Cover", html: PICTURE, css: "",
-  place: patchPlace, fill: fillPicture, heat: heatPicture, box: patchBox, middle: patchMiddle,
-  under: patchUnder, arc: patchArc,
-};
-
-/** Numbers of the given kind from a base64 string of little-endian bytes. */
-function unpack(Kind, text) {
-  const bytes = atob(text);
-  return new Kind(Uint8Array.from({ length: bytes.length }, (_, k) => bytes.charCodeAt(k)).buffer);
-}
-
-const on = (element, kinds, act) =>
-  kinds.split(" ").forEach((kind) => element.addEventListener(kind, act));
+// What it is to take an owner away, of pictures and of lines.
+const HIDING = { picture: { verb: "Cover", done: "covered", key: "space covers" },
+  line: { verb: "Leave out", done: "left out", key: "space leaves out" } };
 
 /** Fill root with an explorer. ask(cover), where there is a kernel, promises the true change. */
 function mount(root, data, ask) {
   root.className = "bilrp-explorer";
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own use of arrow keys and Enter
-  const kind = data.tokens ? line : picture;
-  root.innerHTML = template(kind);
+  const kind = data.tokens ? line : picture, hiding = HIDING[data.tokens ? "line" : "picture"];
+  root.innerHTML = template(kind, hiding);
   const find = (name) => root.querySelector(name), known = decode(data);
   // All that the functions below share: what is known, and what the reader has chosen.
   const view = {
-    root, data, ask, find, kind, ...known,
+    root, data, ask, find, kind, hiding, ...known,
     stage: find(".stage"), svg: find(".arcs"), pics: [...root.querySelectorAll(".pic")],
     covering: find("input.covering"),
     at: null, // the patch pointed at, {side, patch}
@@ -109,7 +90,7 @@ function mount(root, data, ask) {
       : (g.rows >> 1) * g.columns + (g.columns >> 1)),
   };
   for (const side of [0, 1]) {
-    kind.fill(view, side);
+    kind.fill(view, side, `Arrow keys move, Enter locks, Escape lets go, ${hiding.key}.`);
     answerPointer(view, side);
     answerKeys(view, side);
   }
@@ -128,7 +109,6 @@ function decode(data) {
   const scales = unpack(Float64Array, data.scales); // see quantize() in explorer.py
   const scores = Float64Array.from(unpack(data.bits === 16 ? Int16Array : Int8Array, data.codes),
     (code, k) => code * Math.abs(code) * scales[Math.floor(k / count[1])]);
-  const largest = (numbers) => numbers.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
   const score = (side, patch, other) =>
     scores[side ? other * count[1] + patch : patch * count[1] + other];
   const { y, names, pictures, tokens } = data;
@@ -150,8 +130,8 @@ function remaining({ sums, covered, score }, side) {
 
 /** Pairs with a covered patch lose their relevance; those covered on both sides lose it once. */
 function predictedChange(view) {
-  const total = (side, of) => [...view.covered[side]].reduce((sum, p) => sum + of[p], 0);
-  return -total(0, view.sums[0]) - total(1, remaining(view, 1));
+  const lost = (side, of) => total([...view.covered[side]].map((p) => of[p]));
+  return -lost(0, view.sums[0]) - lost(1, remaining(view, 1));
 }
 
 /** What is drawn: pairs [patch of x, patch of x', score], strongest first. */
@@ -170,25 +150,7 @@ function pairs(view) {
 }
 
 // --- words ---
-const plain = (v) => String(Number(v.toPrecision(4))).replace("-", "−");
-const percent = (part) =>
-  `${(100 * part).toFixed(Math.abs(part) < 0.09995 ? 2 : 1).replace("-", "−")} %`;
-const many = (n, what, plural) => `${n} ${n === 1 ? what : plural}`;
-const make = (tag, textContent, className = "") =>
-  Object.assign(document.createElement(tag), { textContent, className });
-
-const place = (view, side, patch) => view.kind.place(view, side, patch);
-
-function patchPlace({ size }, side, patch) {
-  const { columns } = size[side];
-  return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
-}
-
-/** A score as a share of y (or as it is, where y is zero), with sign and colour. */
-function share({ y }, v, tag = "b") {
-  const text = y ? percent(v / y) : plain(v), sign = text[0] === "−" || !v ? "" : "+";
-  return make(tag, sign + text, v > 0 ? "pos" : v < 0 ? "neg" : "");
-}
+const place = (view, side, patch) => view.kind.place(view, side, boxOf(view, side, patch));
 const change = (view, title, v) =>
   [title, share(view, v), ` (${plain(view.y)} → ${plain(view.y + v)})`];
 
@@ -201,7 +163,7 @@ function writeNumbers(view, list) {
   line.replaceChildren(`${names[at.side]}, ${place(view, at.side, at.patch)}: `,
     share(view, sums[at.side][at.patch]), y ? " of y" : "",
     ` · ${many(list.length, "partner", "partners")} shown: `,
-    share(view, list.reduce((total, [, , v]) => total + v, 0)), biases && ` · ${biases}`);
+    share(view, total(list.map(([, , v]) => v))), biases && ` · ${biases}`);
   if (pair !== null)
     line.append(` · with ${place(view, 1 - at.side, pair)}: `,
       share(view, view.score(at.side, at.patch, pair)));
@@ -209,14 +171,14 @@ function writeNumbers(view, list) {
 }
 
 function writeCover(view) {
-  const { ask, covered, find, kind } = view, n = covered[0].size + covered[1].size;
+  const { ask, covered, find, hiding, kind } = view, n = covered[0].size + covered[1].size;
   view.ticket++; // an answer to an earlier question is no longer one
   find(".true").replaceChildren();
   find(".cover").hidden = !n && !view.covering.checked;
   Object.assign(find(".ask"), { hidden: !ask || !n, disabled: false });
-  const title = `${many(n, kind.one, kind.many)} ${kind.covered} · predicted change: `;
+  const title = `${many(n, kind.one, kind.many)} ${hiding.done} · predicted change: `;
   find(".predicted").replaceChildren(...(n ? change(view, title, predictedChange(view))
-    : [`Click, drag or press space: ${kind.many} are ${kind.covered}.`]));
+    : [`Click, drag or press space: ${kind.many} are ${hiding.done}.`]));
 }
 
 function writeTable(view, list) {
@@ -230,28 +192,6 @@ function writeTable(view, list) {
 }
 
 // --- pictures ---
-function fillPicture({ names, pics, pictures, size }, side) {
-  const { rows, columns } = size[side], { url: src, size: [width, height] } = pictures[side];
-  const pic = pics[side];
-  Object.assign(pic.querySelector("img"), { width, height, src }); // sized: the page keeps still
-  Object.assign(pic.querySelector("canvas"), { width: columns, height: rows });
-  pic.querySelector(".patch").id = `bilrp-${Math.random().toString(36).slice(2)}`;
-  Object.assign(pic, { ariaRowCount: rows, ariaColCount: columns, ariaLabel: `${names[side]}: ${
-    rows} by ${columns} patches. Arrow keys move, Enter locks, Escape lets go, space covers.` });
-}
-
-/** One pixel of the canvas is one patch: covered, or tinted by strength(patch) in -1..1. */
-function heatPicture({ pics, pictures, size, count, covered }, side, strength) {
-  const context = pics[side].querySelector("canvas").getContext("2d");
-  const image = context.createImageData(size[side].columns, size[side].rows);
-  for (let p = 0; p < count[side]; p++) {
-    const s = strength(p), hide = covered[side].has(p);
-    const colour = hide ? pictures[side].mean : s > 0 ? RED : BLUE;
-    image.data.set([...colour, hide ? 255 : 230 * Math.abs(s)], 4 * p);
-  }
-  context.putImageData(image, 0, 0);
-}
-
 /** What tints a picture: its sums, or its partners of the patch pointed at in the other one. */
 function tint(view, side, list) {
   const { at, strongest, strongestSum } = view, sign = view.find(".sign").value;
@@ -266,64 +206,31 @@ function tint(view, side, list) {
   return (p) => root(found.get(p) ?? 0);
 }
 
-/** The middle of a patch on the stage, in pixels. */
-function patchMiddle({ pics, size }, side, patch) {
-  const { rows, columns } = size[side], pic = pics[side];
-  return [pic.offsetLeft + (((patch % columns) + 0.5) * pic.offsetWidth) / columns,
-    pic.offsetTop + ((Math.floor(patch / columns) + 0.5) * pic.offsetHeight) / rows];
+/** Pairs to draw as arcs, with how heavily. */
+function weighed(view, list) {
+  const { at, strongest } = view, box = (side, patch) => boxOf(view, side, patch);
+  return list.map(([i, j, v]) => // among all pairs, the weak keep quiet
+    [box(0, i), box(1, j), v, (Math.abs(v) / strongest) ** (at ? 0.5 : 1)]);
 }
 
-function patchArc({ pics }, [ax, ay], [bx, by]) {
-  const stacked = Math.abs(pics[0].offsetTop - pics[1].offsetTop) > pics[0].offsetHeight / 2;
-  const mx = (ax + bx) / 2, my = (ay + by) / 2;
-  const bend = stacked ? [mx + 0.15 * Math.abs(by - ay), my]
-    : [mx, Math.max(my - 0.15 * Math.abs(bx - ax), 4 - my)]; // not above the stage
-  return `M${ax},${ay}Q${bend} ${bx},${by}`;
-}
-
-function drawArcs(view, list) {
-  const { at, kind, strongest } = view;
-  view.svg.innerHTML = list.map(([i, j, v]) => { // numbers only
-    const curve = kind.arc(view, kind.middle(view, 0, i), kind.middle(view, 1, j));
-    // among all pairs, the weak keep quiet
-    const weight = (Math.abs(v) / strongest) ** (at ? 0.5 : 1);
-    return `<path class="${v > 0 ? "pos" : "neg"}" d="${curve}"
-        opacity="${0.15 + 0.8 * weight}" stroke-width="${0.7 + 1.5 * weight}"/>`;
-  }).reverse().join(""); // the strongest on top
-}
-
-/** Where the frame around a patch lies in its picture, as style. */
-function patchBox({ size }, side, patch) {
-  const { rows, columns } = size[side], row = Math.floor(patch / columns), column = patch % columns;
-  const box = [row / rows, 1 - (column + 1) / columns, 1 - (row + 1) / rows, column / columns];
-  return { inset: box.map((part) => `${100 * part}%`).join(" ") };
-}
-
-/** The frame around the patch pointed at; to screen readers, the selected cell. */
-function drawFrame(view, side) {
-  const { at, covered, kind, locked, pair, size } = view, pic = view.pics[side];
-  const frame = pic.querySelector(".patch"), here = at?.side === side;
-  const patch = at && (here ? at.patch : pair), { columns } = size[side];
-  frame.hidden = patch === null;
-  frame.parentElement.role = frame.hidden ? null : "row"; // a row without a cell is none
-  if (frame.hidden) return pic.removeAttribute("aria-activedescendant");
-  Object.assign(frame.style, kind.box(view, side, patch));
-  frame.className = `patch ${locked && here ? "locked" : ""}`;
-  frame.ariaLabel = place(view, side, patch) + (covered[side].has(patch) ? `, ${kind.covered}` : "");
-  Object.assign(frame, { ariaSelected: here, ariaColIndex: patch % columns + 1 });
-  frame.parentElement.ariaRowIndex = Math.floor(patch / columns) + 1;
-  pic.setAttribute("aria-activedescendant", frame.id);
+/** Frame the patch pointed at. */
+function framePatch(view, side) {
+  const { at, covered, hiding, locked, pair } = view, here = at?.side === side;
+  const patch = at && (here ? at.patch : pair);
+  if (patch === null) return drawFrame(view, side, null, {});
+  drawFrame(view, side, boxOf(view, side, patch), { locked: locked && here, selected: here,
+    label: place(view, side, patch) + (covered[side].has(patch) ? `, ${hiding.done}` : "") });
 }
 
 function draw(view) {
   const { at, find, pics } = view, list = pairs(view);
   for (const side of [0, 1]) {
-    view.kind.heat(view, side, tint(view, side, list));
-    drawFrame(view, side);
+    view.kind.heat(view, side, tint(view, side, list), (p) => view.covered[side].has(p));
+    framePatch(view, side);
     pics[side].classList.toggle("quiet", !at || at.side !== side);
   }
   const arcs = find(".draw").value.includes("arcs");
-  drawArcs(view, arcs ? list.slice(0, at ? MOST_ARCS : list.length) : []);
+  drawArcs(view, weighed(view, arcs ? list.slice(0, at ? MOST_ARCS : list.length) : []));
   writeNumbers(view, list);
   writeTable(view, list);
   find("output").textContent = percent(threshold(view));
@@ -355,15 +262,6 @@ function cover(view, side, patch, hide) {
   covered[hide ? "add" : "delete"](patch);
   writeCover(view);
   draw(view);
-}
-
-/** The patch under the pointer, or null beside the picture. */
-function patchUnder({ pics, size }, side, event) {
-  const box = pics[side].getBoundingClientRect(), { rows, columns } = size[side];
-  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-  const inside = column >= 0 && row >= 0 && column < columns && row < rows;
-  return inside ? row * columns + column : null;
 }
 
 function answerPointer(view, side) {

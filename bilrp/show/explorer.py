@@ -1,9 +1,9 @@
 """The picture that answers: point at a patch of one image, see its partners in the other.
 
-The drawing is done by one ES module, `explorer.js`. In a live notebook it runs as a widget (through
-anywidget) and can ask the kernel for the true effect of covering patches; in a page of the book, or
-where anywidget is missing, the same module is part of the HTML, beside its data. For text instead
-of pictures, see `bilrp.show.text`.
+The drawing is done by one ES module, made of the files in `MODULES`. In a live notebook it runs as
+a widget (through anywidget) and can ask the kernel for the true effect of covering patches; in a
+page of the book, or where anywidget is missing, the same module is part of the HTML, beside its
+data. For text instead of pictures, see `bilrp.show.text`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WIDEST = 416  # pixels: no picture is shown wider, so none is sent wider
 FINE = 2**16  # up to so many pairs, a score takes two bytes; beyond, one
 STRONGEST = 60  # pairs of each sign that may be drawn before a patch is pointed at
 
-MODULES = ("explorer.js", "explorer_text.js")
+MODULES = ("pair.js", "pair_line.js", "explorer.js")
 
 Cover = Iterable[tuple[int, int]]
 

@@ -1,14 +1,9 @@
 // What the reader does: choose two inputs, point, drag, press keys.
 
-const PICTURE = `<figure><div class="pic" role="grid" tabindex="0">
-  <img class="dark-light" alt="" draggable="false"><canvas></canvas>
-  <div><div class="patch first" role="gridcell" hidden></div></div>
-  <div class="patch second" aria-hidden="true" hidden></div></div>
-  <figcaption></figcaption></figure>`;
-const TEMPLATE = `<form class="settings"></form>
+const TEMPLATE = `<style></style><form class="settings"></form>
   <div class="shelves"></div>
   <p class="trouble" role="alert" hidden></p>
-  <div class="stage">${PICTURE}${PICTURE}<svg class="arcs" aria-hidden="true"></svg></div>
+  <div class="stage"></div>
   <div class="asking"><form class="asks"></form>
     <button type="button" class="swap">Swap</button>
     <button type="button" class="surprise">Surprise me</button>
@@ -17,10 +12,8 @@ const TEMPLATE = `<form class="settings"></form>
     <div class="ledger"></div></div>
   <details><summary>The strongest pairs as a table</summary><table></table></details>
   <p class="accuracy"></p>`;
-const ASKS = { patch: "A patch", region: "A region", compare: "Two partners" };
-
-const on = (element, kinds, act) =>
-  kinds.split(" ").forEach((kind) => element.addEventListener(kind, act));
+const SECOND = `<div class="patch second" aria-hidden="true" hidden></div>`; // a frame more
+const KEYS = "Arrow keys move, with Shift they widen a region, Enter keeps, Escape lets go.";
 
 // --- what the reader does with the pictures ---
 function point(view, side, box) {
@@ -36,7 +29,7 @@ function release(view) {
 
 /** A click or Enter on a patch: keep it, let go of it, or make it partner B or C. */
 function choose(view, side, patch) {
-  const { at, ask, kept, locked } = view, box = patchBox(view, side, patch);
+  const { at, ask, kept, locked } = view, box = boxOf(view, side, patch);
   view.last[side] = patch;
   if (ask === "compare" && locked && at.side !== side) {
     view.kept = kept.length === 2 ? [patch] : kept.includes(patch) ? kept : [...kept, patch];
@@ -53,26 +46,17 @@ function choose(view, side, patch) {
 }
 
 function hoverOver(view, side, patch) {
-  if (!view.locked) return point(view, side, patchBox(view, side, patch));
+  if (!view.locked) return point(view, side, boxOf(view, side, patch));
   view.hover = side === view.at.side ? null : patch;
   draw(view);
 }
 
 /** A box from where a drag began to where it is. */
 function stretch(view, side, from, to) {
-  const [a, b] = [patchBox(view, side, from), patchBox(view, side, to)];
+  const [a, b] = [boxOf(view, side, from), boxOf(view, side, to)];
   view.locked = true;
   point(view, side, [Math.min(a[0], b[0]), Math.min(a[1], b[1]),
     Math.max(a[0], b[0]), Math.max(a[1], b[1])]);
-}
-
-/** The patch under the pointer, or null beside the picture. */
-function under({ pics, pair }, side, event) {
-  const box = pics[side].getBoundingClientRect(), { rows, columns } = pair.grid[side];
-  const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-  const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-  const within = column >= 0 && row >= 0 && column < columns && row < rows;
-  return within ? row * columns + column : null;
 }
 
 /** After a tap, the other picture and the read-out are in the window. */
@@ -87,7 +71,7 @@ function bringIntoView(view, side) {
 
 function answerPointer(view, side) {
   const pic = view.pics[side];
-  const see = (event) => (view.pair ? under(view, side, event) : null);
+  const see = (event) => (view.pair ? view.kind.under(view, side, event) : null);
   const touch = (event) => event.pointerType === "touch";
   on(pic, "pointerdown", (event) => {
     const from = see(event), scrolls = touch(event) && view.ask !== "region";
@@ -130,18 +114,19 @@ function answerKeys(view, side) {
   const pic = view.pics[side];
   on(pic, "focus", () => {
     if (view.pair && !view.locked && pic.matches(":focus-visible"))
-      point(view, side, patchBox(view, side, view.last[side]));
+      point(view, side, boxOf(view, side, view.last[side]));
   });
   on(pic, "blur", () => leave(view));
   on(pic, "keydown", (event) => {
     if (!view.pair || event.ctrlKey || event.metaKey || event.altKey) return;
-    const { rows, columns } = view.pair.grid[side], patch = view.last[side];
+    const { rows, columns } = view.size[side], patch = view.last[side];
     const row = Math.floor(patch / columns), column = patch % columns;
     const go = (r, c) => step(view, side, event.shiftKey,
       Math.max(0, Math.min(rows - 1, r)) * columns + Math.max(0, Math.min(columns - 1, c)));
     const keys = {
       ArrowUp: () => go(row - 1, column), ArrowDown: () => go(row + 1, column),
       ArrowLeft: () => go(row, column - 1), ArrowRight: () => go(row, column + 1),
+      Home: () => go(row, 0), End: () => go(row, columns - 1),
       Enter: () => choose(view, side, patch), Escape: () => release(view),
     };
     if (!keys[event.key]) return;
@@ -185,6 +170,14 @@ function radios(form, name, legend, choices, value, chosen) {
   return group;
 }
 
+/** A list to choose from; choices are [value, label]. */
+function menu(form, name, legend, choices, value, chosen) {
+  const label = form.appendChild(make("label", `${legend} `, name));
+  const select = label.appendChild(make("select"));
+  select.append(...choices.map(([key, text]) => new Option(text, key, false, key === value)));
+  on(select, "change", () => chosen(Number(select.value)));
+}
+
 function setAsk(view, ask) {
   if (view.ask === ask) return;
   view.ask = ask;
@@ -193,11 +186,11 @@ function setAsk(view, ask) {
 }
 
 function fillControls(view) {
-  const { root, choice, collections } = view, one = collections[choice.of];
-  const settings = view.find(".settings"), shelves = view.find(".shelves");
-  const redo = (change) => show(view, change);
+  const { choice, collections, root } = view, one = collections[choice.of];
+  const settings = view.find(".settings"), redo = (change) => show(view, change);
+  const held = root.contains(document.activeElement) && document.activeElement;
+  const where = held && held.closest("fieldset, label.menu")?.className; // keeps the focus
   settings.replaceChildren();
-  shelves.replaceChildren();
   radios(settings, "of", "Compare", Object.values(collections).map((c) => [c.name, c.title]),
     choice.of, (of) => redo({ of }));
   for (const [name, legend] of [["layer", "Layer"], ["gamma", "Gamma"]]) {
@@ -206,10 +199,23 @@ function fillControls(view) {
     if (choices.length > 1)
       radios(settings, name, legend, choices, choice[name], (value) => redo({ [name]: value }));
   }
-  for (const [name, legend] of [["i", "First picture"], ["j", "Second picture"]])
-    radios(shelves, `shelf ${name}`, legend,
-      one.names.map((text, k) => [k, text, new URL(one.pictures[k].thumb, base).href]),
-      choice[name], (k) => redo({ [name]: k }));
+  fillShelves(view, one, redo);
+  if (where) root.querySelector(`[class="${where}"] :is(:checked, select)`)?.focus();
+}
+
+/** What to choose from: two shelves of small pictures, or two lists of names. */
+function fillShelves(view, one, redo) {
+  const { choice, root } = view, shelves = view.find(".shelves");
+  shelves.replaceChildren();
+  ["i", "j"].forEach((name, side) => {
+    const chosen = (k) => redo({ [name]: k }), names = namesOf(one, side);
+    const legend = one.shelves?.[side] ?? `${side ? "Second" : "First"} picture`;
+    if (one.tokens)
+      return menu(shelves, `menu ${name}`, legend, names.map((text, k) => [k, text]), choice[name], chosen);
+    const thumb = (k) => new URL(one.pictures[k].thumb, base).href;
+    radios(shelves, `shelf ${name}`, legend, names.map((text, k) => [k, text, thumb(k)]),
+      choice[name], chosen);
+  });
   root.querySelectorAll(".shelf input:checked").forEach((input) => {
     const shelf = input.closest("fieldset"); // a shelf may scroll: to the chosen one, not the page
     shelf.scrollLeft = input.parentElement.offsetLeft - shelf.clientWidth / 2;
@@ -218,13 +224,9 @@ function fillControls(view) {
 
 function answerButtons(view) {
   const { choice, find, collections } = view;
-  radios(find(".asks"), "ask", "Ask about", Object.entries(ASKS), view.ask, (ask) => {
-    setAsk(view, ask);
-    release(view);
-  });
   on(find(".swap"), "click", () => show(view, { i: view.choice.j, j: view.choice.i }));
   on(find(".surprise"), "click", () => {
-    const n = collections[view.choice.of].names.length, i = Math.floor(n * Math.random());
+    const n = namesOf(collections[view.choice.of], 0).length, i = Math.floor(n * Math.random());
     show(view, { i, j: (i + 1 + Math.floor((n - 1) * Math.random())) % n });
   });
   on(find(".release"), "click", () => release(view));
@@ -235,29 +237,32 @@ function answerButtons(view) {
 /** Whether two values mean one setting, be they of a link, a control or the data. */
 const same = (a, b) => String(a) === String(b);
 
-/** Change the choice, load what it needs, and show it; of several changes, the last one counts. */
-async function show(view, change = {}) {
-  const { collections } = view, of = change.of ?? view.choice.of, one = collections[of];
-  if (of !== view.choice.of) Object.assign(view.choice, { ...one.start, layer: undefined, gamma: undefined });
-  Object.assign(view.choice, change);
-  const mine = ++view.ticket, { choice, root } = view;
+/** Take a change over into the choice; returns the setting that then fits. */
+function change(view, asked) {
+  const { choice, collections } = view, of = asked.of ?? choice.of, one = collections[of];
+  if (of !== choice.of) Object.assign(choice, { ...one.start, layer: undefined, gamma: undefined });
+  Object.assign(choice, asked);
   const stored = (s) => same(s.layer, choice.layer) && same(s.gamma, choice.gamma);
-  if (change.layer !== undefined && change.gamma === undefined && !one.settings.some(stored))
+  if (asked.layer !== undefined && asked.gamma === undefined && !one.settings.some(stored))
     choice.gamma = undefined; // a layer that is not stored with this gamma
   const setting = settingOf(one, choice);
   Object.assign(choice, { layer: setting.layer, gamma: setting.gamma });
+  return setting;
+}
+
+/** Change the choice, load what it needs, and show it; of several changes, the last one counts. */
+async function show(view, asked = {}) {
+  const setting = change(view, asked), mine = ++view.ticket, { choice, root } = view;
+  const one = view.collections[choice.of];
   fillControls(view);
   root.ariaBusy = "true";
   try {
     const pair = await explainPair(one, setting, choice.i, choice.j);
     if (mine !== view.ticket) return; // chose something else since
-    const kept = change.layer !== undefined || change.gamma !== undefined; // the same two pictures
-    Object.assign(view, { pair, ...(kept ? {} : { at: null, locked: false, kept: [], hover: null }) });
-    view.find(".trouble").hidden = true;
-    for (const side of [0, 1]) fillPicture(view, side);
-    if (!kept) view.last = pair.grid.map((g) => (g.rows >> 1) * g.columns + (g.columns >> 1));
+    const again = asked.layer !== undefined || asked.gamma !== undefined; // the same two inputs
+    showPair(view, one, pair, again && view.pair);
     writeLedger(view);
-    writeAccuracy(view, one, setting);
+    writeAccuracy(view, setting);
     draw(view);
   } catch (error) {
     if (mine === view.ticket) fail(view, error);
@@ -265,17 +270,63 @@ async function show(view, change = {}) {
   root.ariaBusy = "false";
 }
 
+/** Put a pair on the stage; `again`: these two are there already, and stay as they are asked. */
+function showPair(view, one, pair, again) {
+  const { size, names, pictures, tokens, y } = pair;
+  setKind(view, one.tokens ? line : picture);
+  Object.assign(view, CALLED, one.called, { pair, size, names, pictures, tokens, y });
+  view.find(".trouble").hidden = true;
+  for (const side of [0, 1]) {
+    view.kind.fill(view, side, KEYS);
+    view.pics[side].nextElementSibling.textContent = names[side];
+  }
+  fillAsks(view);
+  if (again) return;
+  Object.assign(view, { at: null, locked: false, kept: [], hover: null });
+  view.last = size.map((g) => (tokens ? 0 : (g.rows >> 1) * g.columns + (g.columns >> 1)));
+}
+
+/** A stage for two pictures or for two lines. */
+function setKind(view, kind) {
+  if (view.kind === kind) return;
+  const figure = `<figure>${kind.html}<figcaption></figcaption></figure>`;
+  view.stage.innerHTML = `${figure}${figure}<svg class="arcs" aria-hidden="true"></svg>`;
+  view.pics = [...view.stage.querySelectorAll(".pic")];
+  Object.assign(view, { kind, svg: view.find(".arcs") });
+  view.find("style").textContent = `.bilrp-gallery {${kind.css}}`;
+  for (const side of [0, 1]) {
+    view.pics[side].insertAdjacentHTML("beforeend", SECOND);
+    answerPointer(view, side);
+    answerKeys(view, side);
+  }
+}
+
+/** What can be asked about: a patch or, of lines, a letter or a token. */
+function fillAsks(view) {
+  const [[one], [other]] = view.parts, either = one === other ? one : `${one} or ${other}`;
+  const asks = { patch: `A ${either}`, region: "A region", compare: "Two partners" };
+  const form = view.find(".asks");
+  if (form.title === either) return;
+  form.title = either;
+  form.replaceChildren();
+  radios(form, "ask", "Ask about", Object.entries(asks), view.ask, (ask) => {
+    setAsk(view, ask);
+    release(view);
+  });
+}
+
 /** Say what went wrong, in place of pictures that would be those of another choice. */
 function fail(view, error) {
   view.pair = null;
-  view.svg.replaceChildren();
+  view.svg?.replaceChildren();
   Object.assign(view.find(".trouble"), { hidden: false, textContent: error.message });
   for (const name of [".readout", ".ledger", ".accuracy", "details table"])
     view.find(name).replaceChildren();
   for (const pic of view.pics) {
     pic.querySelectorAll(".patch").forEach((frame) => { frame.hidden = true; });
-    pic.querySelector("img").removeAttribute("src");
-    pic.querySelector("canvas").width = 0;
+    pic.querySelector("img")?.removeAttribute("src");
+    pic.querySelectorAll("canvas").forEach((canvas) => { canvas.width = 0; });
+    pic.querySelector(".words")?.replaceChildren();
   }
 }
 
@@ -285,10 +336,9 @@ function mount(root, collections) {
   root.innerHTML = TEMPLATE;
   const first = Object.values(collections)[0];
   const view = {
-    root, collections, find, pics: [...root.querySelectorAll(".pic")],
-    stage: find(".stage"), svg: find(".arcs"),
+    root, collections, find, stage: find(".stage"), pics: [], kind: null, // see setKind()
     choice: { of: first.name, ...first.start }, // which two, of what, under which setting
-    pair: null, // their explanation
+    pair: null, // their explanation; its names, size and the like are the view's, too
     ask: "patch", // or "region", "compare"
     at: null, // the patches asked about, {side, box: [row, column, last row, last column]}
     locked: false, // whether they stay when the pointer goes elsewhere
@@ -298,27 +348,22 @@ function mount(root, collections) {
     last: [0, 0], // the patch where the keyboard is, in each picture
     ticket: 0, // of the latest choice
   };
-  view.stacked = () => view.pics[1].getBoundingClientRect().top
-    > view.pics[0].getBoundingClientRect().top + view.pics[0].offsetHeight / 2;
   root.dataset.ask = view.ask;
-  root.querySelectorAll(".patch.first").forEach((frame) => {
-    frame.id = `bilrp-${Math.random().toString(36).slice(2)}`;
-  });
-  for (const side of [0, 1]) {
-    answerPointer(view, side);
-    answerKeys(view, side);
-  }
   answerButtons(view);
   answerLinks(view);
   new ResizeObserver(() => draw(view)).observe(view.stage); // arcs are in pixels
   return show(view, wanted(view, location.search));
 }
 
-/** What an address such as ?first=20&second=24&layer=31&gamma=paper asks for; {} if nothing. */
+/** What an address such as ?first=20&second=24&layer=31 asks for; {} if nothing. Names do, too. */
 function wanted({ collections }, search) {
   const asked = new URLSearchParams(search), of = asked.get("of") ?? Object.keys(collections)[0];
-  const [i, j] = ["first", "second"].map((name) => Number(asked.get(name) ?? NaN));
-  if (!collections[of]?.names[i] || !collections[of].names[j]) return {};
+  if (!collections[of]) return {};
+  const [i, j] = ["first", "second"].map((name, side) => {
+    const names = namesOf(collections[of], side), text = asked.get(name) ?? "";
+    return names.includes(text) ? names.indexOf(text) : names[text] ? Number(text) : -1;
+  });
+  if (i < 0 || j < 0) return {};
   const [layer, gamma] = ["layer", "gamma"].map((name) => asked.get(name) ?? undefined);
   return { of, i, j, layer, gamma };
 }

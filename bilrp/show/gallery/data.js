@@ -1,16 +1,13 @@
 // The gallery's arithmetic: any two stored inputs, explained in the browser.
 //
 // What gallery/__init__.py wrote is read here; draw.js and words.js show it, ask.js answers the
-// reader. The four are put into one function, in one plain script: a page that is opened from disk
-// may neither fetch nor load modules. For the same reason the data are scripts, too: each calls
+// reader. These and ../pair.js are put into one function, in one plain script: a page that is opened
+// from disk may neither fetch nor load modules. For the same reason the data are scripts, too: each calls
 // bilrpGallery.receive(name, data), and load(name) is how one asks for it.
 
 const base = new URL(".", document.currentScript.src);
 const received = new Map(), asked = new Map();
 globalThis.bilrpGallery = { receive: (name, data) => received.set(name, data) };
-
-const largest = (numbers) => numbers.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
-const total = (numbers) => numbers.reduce((sum, v) => sum + v, 0);
 
 const CURE = 'Build the book again with "make book", and keep the folder _static/gallery beside it.';
 const damaged = (name) => new Error(`The data file ${name}.js is damaged. ${CURE}`);
@@ -35,11 +32,6 @@ function load(name, version) {
     document.head.append(script);
   }));
   return asked.get(name);
-}
-
-/** Numbers of the given kind from base64 of little-endian bytes. */
-function unpack(Kind, text) {
-  return new Kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 }
 
 /** Bits from text, 13 in two of 91 characters: see text_of() in __init__.py. */
@@ -79,6 +71,15 @@ function settingOf(one, { layer, gamma }) {
     there.join(", ")}`);
 }
 
+/** What the inputs of a side are called; two encoders read two kinds. */
+const namesOf = (one, side) => (Array.isArray(one.names[0]) ? one.names[side] : one.names);
+
+/** Rows and columns of an input's owners. */
+function gridOf(one, side, k) {
+  const [rows, columns] = one.tokens ? [1, one.tokens[side][k].length] : one.grids[k];
+  return { rows, columns };
+}
+
 /** The rows of one input in the joint basis: what each patch, and last all biases, give. */
 async function rowsOf(one, setting, k) {
   const name = `${setting.key}-${String(k).padStart(2, "0")}`;
@@ -115,32 +116,70 @@ function marginal(r, count, count2, side) {
   return out;
 }
 
-/** The explanation of inputs i and j of a collection; see gallery/__init__.py for what is stored. */
-async function explainPair(one, setting, i, j) {
-  const n = one.names.length;
-  for (const k of [i, j])
-    if (!Number.isInteger(k) || k < 0 || k >= n)
-      throw new RangeError(`${one.title} are numbered from 0 to ${n - 1}; there is no ${k}`);
-  const [a, b] = await Promise.all([rowsOf(one, setting, i), rowsOf(one, setting, j)]);
-  const owners = unpack(Float64Array, setting.owners);
+/** Rows of a pair in the joint basis, and the exact ledger and squared norms. */
+async function fromBasis(one, setting, [i, j]) {
+  const rows = await Promise.all([rowsOf(one, setting, i), rowsOf(one, setting, j)]);
+  const owners = unpack(Float64Array, setting.owners), n = one.names.length;
+  const owner = (p, q) => owners[p * 2 * n + q]; // patches first, then biases, of all inputs
+  const ledger = (p, q) => [owner(p, q), owner(p, n + q), owner(n + p, q), owner(n + p, n + q)];
+  return { rows, ledger: ledger(i, j), squares: [i, j].map((k) => total(ledger(k, k))) };
+}
+
+/** The same from two factors that are stored whole: see Whole in __init__.py. */
+function fromFactors(one, setting, pair) {
+  const { width } = setting;
+  const rows = pair.map((k, side) => {
+    const { columns, values } = setting.factors[side][k], known = unpack(Float32Array, values);
+    const found = new Float32Array((known.length / columns.length) * width);
+    known.forEach((v, n) => {
+      found[Math.floor(n / columns.length) * width + columns[n % columns.length]] = v;
+    });
+    return found;
+  });
+  const owned = rows.map((all) => { // by the tokens together, and by the rest: the last row
+    const sums = [new Float64Array(width), new Float64Array(width)], last = all.length - width;
+    all.forEach((v, n) => { sums[n < last ? 0 : 1][n % width] += v; });
+    return sums;
+  });
+  const dot = (a, b) => total(a.map((v, m) => v * b[m]));
+  const ledger = (a, b) => [0, 1].flatMap((p) => [0, 1].map((q) => dot(a[p], b[q])));
+  return { rows, ledger: ledger(...owned), squares: owned.map((o) => total(ledger(o, o))) };
+}
+
+/** Numbers of the inputs that are asked for, by number or by name. */
+function numbered(one, pair) {
+  return pair.map((asked, side) => {
+    const names = namesOf(one, side), k = typeof asked === "string" ? names.indexOf(asked) : asked;
+    if (Number.isInteger(k) && k >= 0 && k < names.length) return k;
+    throw new RangeError(`${one.title} are numbered from 0 to ${names.length - 1}; there is no ${asked}`);
+  });
+}
+
+/** The explanation of two inputs of a collection; see gallery/__init__.py for what is stored. */
+async function explainPair(one, setting, ...asked) {
+  const [i, j] = numbered(one, asked), { width } = setting, n = one.names.length;
+  const stored = await (setting.factors ? fromFactors : fromBasis)(one, setting, [i, j]);
+  const { rows: [a, b], ledger, squares } = stored, y = total(ledger);
   const met = setting.met && unpack(Uint8Array, setting.met);
-  const owner = (p, q) => owners[p * 2 * n + q]; // exact; patches first, then biases, of all
-  const y = (p, q) => owner(p, q) + owner(p, n + q) + owner(n + p, q) + owner(n + p, n + q);
-  const grid = [i, j].map((k) => ({ rows: one.grids[k][0], columns: one.grids[k][1] }));
-  const count = grid.map((g) => g.rows * g.columns), { width } = setting;
+  const size = [i, j].map((k, side) => gridOf(one, side, k));
+  const count = size.map((g) => g.rows * g.columns);
   const r = products(a, b, count[0], count[1], width, met);
-  const last = (rows, k) => rows.subarray(count[k] * width);
+  const last = (rows, side) => rows.subarray(count[side] * width);
   return {
-    i, j, grid, count, r, y: y(i, j), cosine: y(i, j) / Math.sqrt(y(i, i) * y(j, j)),
-    ledger: [owner(i, j), owner(i, n + j), owner(n + i, j), owner(n + i, n + j)],
-    biases: setting.biases, error: setting.errors[i * n + j],
+    i, j, size, count, r, y, ledger, cosine: y / Math.sqrt(squares[0] * squares[1]) || 0,
+    biases: setting.biases, error: setting.errors?.[i * n + j] ?? 0,
     sums: [0, 1].map((side) => marginal(r, count[0], count[1], side)),
     toBiases: [products(a, last(b, 1), count[0], 1, width), products(b, last(a, 0), count[1], 1, width)],
     score: (side, p, q) => r[side ? q * count[1] + p : p * count[1] + q],
-    names: [i, j].map((k) => one.names[k]), pictures: [i, j].map((k) => one.pictures[k]),
+    names: [i, j].map((k, side) => namesOf(one, side)[k]),
+    pictures: one.pictures && [i, j].map((k) => shownAt(one.pictures[k])),
+    tokens: one.tokens && [i, j].map((k, side) => one.tokens[side][k]),
     strongest: largest(r), best: strongestPairs(r, count[1]),
   };
 }
+
+/** A picture with its address, which is beside this script. */
+const shownAt = (picture) => ({ ...picture, url: new URL(picture.url, base).href });
 
 /** The strongest pairs of each sign, [patch, patch', score], strongest first. */
 function strongestPairs(r, count2, most = 60) {
