@@ -17,7 +17,9 @@ import notebooks
 import plain
 import pytest
 import student
+import torch
 
+from bilrp.book.by_hand import agree
 from tests.conftest import ROOT
 
 CHAPTERS = [p for p in notebooks.sources(ROOT / "chapters") if p.name[:2].isdigit()]
@@ -62,6 +64,18 @@ CHECKS = [
 ]
 
 
+# By hand, but proofs or sentences: there is no number to type.
+IN_WORDS = {
+    "ex-09-group",
+    "ex-11-hand",
+    "ex-11-gate",
+    "ex-12-order",
+    "ex-13-maps",
+    "ex-13-occlusion",
+    "ex-14-bound",
+}
+
+
 @pytest.mark.parametrize("source", CHAPTERS, ids=lambda p: p.stem)
 def test_each_exercise_is_solved_and_one_can_be_checked(source):
     assert len(labels(source)) >= 3
@@ -71,6 +85,12 @@ def test_each_exercise_is_solved_and_one_can_be_checked(source):
         for block in found(source, "exercise")
         if block.body.strip().startswith("*In code.*")
     }
+    by_hand = {
+        block.options["label"]
+        for block in found(source, "exercise")
+        if block.body.strip().startswith("*By hand.*")
+    }
+    assert by_hand - IN_WORDS <= {label for label, _, _ in checks(source)}, "no check of numbers"
     assert in_code, "no exercise of this chapter is in code"
     assert in_code <= {label for label, _, _ in checks(source)}, "an exercise in code has no check"
 
@@ -105,7 +125,7 @@ def test_the_check_passes_on_the_solution_and_fails_on_the_stub(source, label, s
         if passes:
             exec(check, names)
         else:
-            with pytest.raises(stops, match=label if stops is NotImplementedError else ""):
+            with pytest.raises(stops, match=label if stops is NotImplementedError else None):
                 exec(check, names)
 
 
@@ -236,6 +256,27 @@ def test_numbers_by_hand_become_dots():
         "sum_of = ...  # ex-a: yours to work out"
     )
     assert student.stub("import math\na = math.pi", "ex-a").startswith("a = ...")
+    told = "shares = [\n    1,\n    2,\n]  # patch 1, patch 2\nname = '#'"
+    assert student.stub(told, "ex-a") == (
+        "shares = ...  # patch 1, patch 2\nname = ...  # ex-a: yours to work out"
+    )
+
+
+def test_answers_by_hand_are_checked_and_not_told():
+    agree([1 / 3, 2], torch.tensor([1 / 3, 2.0]), "shares")
+    agree([0.33, 2], [1 / 3, 2], "shares")  # readers round
+    agree(torch.tensor(5), 5, "count")
+    for given, said in (
+        (..., "a number is missing"),
+        ([1 / 3, ...], "a number is missing"),
+        ([[1], [2, 3]], "a number is missing"),
+        (1 / 3, r"asked for 2, got 1 numbers"),
+        ([0.3, 2], "1 of 2 not right yet"),
+        ([float("nan"), 2], "1 of 2 not right yet"),
+    ):
+        with pytest.raises(AssertionError, match=f"^shares: {said}") as error:
+            agree(given, [1 / 3, 2], "shares")
+        assert "333" not in str(error.value)
 
 
 def test_parts_get_a_cell_each():

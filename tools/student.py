@@ -4,8 +4,9 @@ From the text of each chapter, `make student` writes _build/student/chapters/NAM
 
 - the text is plain Markdown, so that propositions, references and citations show in any notebook;
 - solutions are gone, and a cell waits for an answer in words to each part;
-- a solution in code has become a stub: the same functions, which raise NotImplementedError, and the
-  same names, with dots in place of their values;
+- a solution in code has become a stub: the same functions, which raise NotImplementedError;
+- numbers worked out by hand have become dots beside the same names, and beside the comment that
+  says what each is. Their check computes them another way, so that it does not tell them;
 - the cell that checks the solution is still there. It fails on the stub and passes on an answer.
 
 The zip holds these notebooks with the package and the pins, so that it needs nothing else.
@@ -14,9 +15,11 @@ The zip holds these notebooks with the package and the pins, so that it needs no
 from __future__ import annotations
 
 import ast
+import io
 import re
 import shutil
 import sys
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -118,11 +121,28 @@ def stub(code: str, label: str) -> str:
     ]
     if parts:
         return "\n\n\n".join(parts)
-    targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
-    names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-    if not names:
+    comments = _comments(code)
+    dots = [
+        f"{name.id} = ...  # {comments.get(node.end_lineno, f'{label}: yours to work out')}"
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        for name in ast.walk(target)
+        if isinstance(name, ast.Name)
+    ]
+    if not dots:
         raise ValueError(f"the solution of {label} defines no function and no name")
-    return "\n".join(f"{name} = ...  # {label}: yours to work out" for name in names)
+    return "\n".join(dots)
+
+
+def _comments(code: str) -> dict[int, str]:
+    """What is said at the end of each line: for numbers, what they are, not how they come out."""
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 def _stubbed(node: ast.FunctionDef | ast.ClassDef, lines: list[str], label: str) -> list[str]:
