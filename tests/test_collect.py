@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +22,17 @@ import bilrp
 from bilrp.collect.building import build
 from bilrp.collect.compress import Basis, common_basis, pack
 from bilrp.collect.inputs import BadInput, Photos, Tensors, read_photo
-from bilrp.collect.search import FaissIndex, nearest, recall, similarities
-from bilrp.collect.store import (
+from bilrp.collect.records import (
     Damaged,
     Record,
-    Store,
     StoreBusy,
     StoreError,
     WrongStore,
     builder,
     record_path,
 )
+from bilrp.collect.search import FaissIndex, nearest, recall, similarities
+from bilrp.collect.store import Store
 from tests import nets
 from tests.conftest import ROOT
 
@@ -259,6 +262,41 @@ def test_threads_and_a_cluster_give_the_same_store(whole, tmp_path):
         assert same(again(tmp_path / "client", scheduler=client), whole)
         address = cluster.scheduler_address
         assert same(again(tmp_path / "address", scheduler=address, model=model), whole)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(whole, tmp_path):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        workers = list(client.run(os.getpid).values())
+        part = inputs().repeat(4, 1, 1, 1)  # enough chunks for one to be in work
+
+        def kill_one() -> None:
+            while not list(tmp_path.glob("store/records/*.json")):
+                time.sleep(0.005)
+            os.kill(workers[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        built = again(tmp_path / "store", inputs=part, scheduler=client, model=model)
+        killer.join()
+        assert workers[0] not in client.run(os.getpid).values()
+    assert built.missing == []
+    assert built.check() == []
+    assert same(built, again(tmp_path / "alone", inputs=part))
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("bilrp.collect.building.ANSWER", 0.2)
+    for address in ("tcp://127.0.0.1:9", "no address"):
+        with pytest.raises(StoreError, match=f"no scheduler of Dask answers at '{address}'"):
+            again(tmp_path, scheduler=address)
 
 
 def photos(folder: Path, count: int = 6) -> Photos:

@@ -242,6 +242,51 @@ def test_explain_index_search_themes(small, tmp_path, capsys):
     assert offline(page).count("<h2>Theme") == 2
 
 
+@pytest.mark.weights
+def test_index_by_the_workers_of_a_cluster(tmp_path, capsys):
+    from distributed import Client, LocalCluster
+
+    from bilrp.collect import building
+
+    photos = folder(tmp_path / "photos", 6)
+    index = ["index", str(photos), "--model", "vgg16:5", "--size", "32", "--chunk", "2"]
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        scheduler = ["--scheduler", cluster.scheduler_address]
+        assert cli.main([*index, "--store", str(tmp_path / "two"), *scheduler]) == 0
+        with Client(cluster) as client:
+            made = client.run(lambda: len(building._MADE))
+    assert sum(made.values()) >= 1  # the workers have made the network, not this process
+    assert "6 photos are in" in capsys.readouterr().out
+    assert cli.main([*index, "--store", str(tmp_path / "one")]) == 0
+    one, two = (collect.Store(tmp_path / name) for name in ("one", "two"))
+    assert two.check() == []
+    assert one.about == two.about
+    assert torch.equal(one.features(), two.features())
+
+
+@pytest.mark.weights
+def test_efficientnet_explains_indexes_and_searches(tmp_path, capsys):
+    photos, store = folder(tmp_path / "photos"), tmp_path / "store"
+    a, b = sorted(photos.iterdir())[:2]
+    page = tmp_path / "page.html"
+    lite = ["--model", "efficientnet_lite0", "--size", "64"]
+    assert cli.main(["explain", str(a), str(b), "-o", str(page), *lite]) == 0
+    said = capsys.readouterr().out
+    html = offline(page)
+    assert "efficientnet_lite0" in html
+    net = bilrp.efficientnet_lite0()
+    x, x2 = (bilrp.efficientnet_lite0_input(cli._photo(v, 64)) for v in (a, b))
+    e = bilrp.explain(net, x, x2, patch=16, similarity="cosine")
+    assert f"similarity {e.similarity:.4g};" in said
+    assert cli.main(["index", str(photos), "--store", str(store), *lite]) == 0
+    assert cli.main(["search", str(a), "--store", str(store), "-k", "2", "-o", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^1  [0.\d]+  <photo> [1-7]\.jpg$", said)
+    assert len(re.findall(r"<h2>Hit \d", offline(page))) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

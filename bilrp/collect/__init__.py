@@ -15,8 +15,9 @@ _HOME = {
     "contrasts": ["Contrast", "contrast"],
     "inputs": ["BadInput", "Photos", "Tensors"],
     "lsh": ["MultiHash", "Weights", "mixed"],
+    "records": ["Damaged", "StoreBusy", "StoreError", "WrongStore"],
     "search": ["FaissIndex", "Hits", "nearest", "recall", "similarities"],
-    "store": ["Damaged", "Store", "StoreBusy", "StoreError", "WrongStore"],
+    "store": ["Store"],
     "themes": [
         "Theme",
         "cluster",

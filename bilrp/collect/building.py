@@ -16,20 +16,19 @@ from torch import Tensor, nn
 from bilrp._names import needs
 from bilrp.collect.compress import Basis, pack
 from bilrp.collect.inputs import BadInput, Inputs, Tensors
-from bilrp.collect.store import (
+from bilrp.collect.records import (
     About,
     Record,
-    Store,
     StoreError,
     WrongStore,
     builder,
-    features_of,
     record_path,
     sha256,
     sha256_of,
     told_of_full_disks,
     write_whole,
 )
+from bilrp.collect.store import Store, features_of
 from bilrp.engine.api import factor
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.factors import Identity, fingerprint
@@ -43,6 +42,8 @@ with needs("collect"):
 
 Model = nn.Module | Callable[[], nn.Module]
 Keep = str | int | Basis | None
+
+ANSWER = 10  # seconds that a scheduler has to answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +247,7 @@ def _run(
     with needs("collect"):
         from distributed import Client, as_completed
 
-    client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
+    client = scheduler if isinstance(scheduler, Client) else _client(scheduler)
     futures = client.compute(tasks)
     try:
         # a worker that dies costs its chunk, which another one makes
@@ -256,6 +257,19 @@ def _run(
         client.cancel(futures)  # of an error: nothing more is written
         if client is not scheduler:
             client.close()
+
+
+def _client(address: str) -> Any:
+    """A client of the scheduler at an address (`StoreError` if none answers)."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=ANSWER)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"no scheduler of Dask answers at {address!r}: start one by `dask scheduler`, and "
+            "workers that see the same files, or build without"
+        ) from error
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with needs("collect"):
             from bilrp.book.registry import DataError
-            from bilrp.collect.store import StoreError
+            from bilrp.collect.records import StoreError
         known = (*known, DataError, StoreError)
         options.run(options)
     except known as error:
@@ -319,7 +319,8 @@ def _writable(page: Path) -> None:
 
 def _opened(path: Path) -> tuple[Any, Network, Photos]:
     """A store that `bilrp index` has made, with its network and its photos."""
-    from bilrp.collect.store import About, Store
+    from bilrp.collect.records import About
+    from bilrp.collect.store import Store
 
     recipe = About.read(path).recipe
     if not recipe:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilrp._names import needs
 from bilrp.collect.contrasts import Contrast
-from bilrp.collect.store import write_whole
+from bilrp.collect.records import write_whole
 from bilrp.collect.themes import Theme
 from bilrp.engine.explanation import Explanation
 
