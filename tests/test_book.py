@@ -162,6 +162,13 @@ def test_nothing_is_loaded_from_outside(html: Path, pages: dict[str, BeautifulSo
     assert not outside, "\n".join(outside)
 
 
+def test_no_page_prints_what_a_drawing_call_returns(pages: dict[str, BeautifulSoup]) -> None:
+    """The last line of a cell that draws ends with a semicolon."""
+    for name, page in pages.items():
+        for output in page.select(".output.text_plain pre"):
+            assert not re.match(r"\[?(Text\(|<matplotlib|\(np\.|array\()", output.text), name
+
+
 def test_pages_show_neither_errors_nor_raw_markup(pages: dict[str, BeautifulSoup]) -> None:
     for name, page in pages.items():
         article = page.select_one("article") or page
