@@ -16,6 +16,8 @@ from doctor import cores
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
 
+from bilrp.engine import registered
+
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 BUILD = [sys.executable, str(ROOT / "tools" / "build_book.py")]
@@ -144,6 +146,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     grouped = all("@" in item.nodeid for item in session.items)
     if WORKER and session.config.option.loadgroup and not grouped:
         raise pytest.UsageError("this pytest and this pytest-xdist do not group tests together")
+
+
+@pytest.fixture(autouse=True)
+def maps_of_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers for good ends with it: `bilrp.kept` heeds any map of a user's."""
+    monkeypatch.setattr(registered, "_GLOBAL", dict(registered._GLOBAL))
 
 
 @pytest.fixture(scope="session")
