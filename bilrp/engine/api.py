@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -343,6 +342,4 @@ def _explain_best_views(
         factor(model.model, view.of(v), rules, dtype=dtype, device=device, **options)
         for view, v in zip(views, (x, x2), strict=True)
     ]
-    e = factors[0].explain(factors[1])
-    relevance = views[0].undo(e.relevance, (0, 1))
-    return replace(e, relevance=views[1].undo(relevance, (2, 3)))
+    return model.as_given(factors[0].explain(factors[1]), views)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bilrp.engine.explanation import Explanation
 from bilrp.engine.record import exact, place_and_format, shadow
 
 
@@ -107,6 +109,12 @@ class MaxOverTransforms(nn.Module):
             x, x2 = (v.to(device=place, dtype=form) for v in (x, x2))
             first, second = divmod(int(copied._all(x, x2).argmax()), len(VIEWS))
         return VIEWS[first], VIEWS[second]
+
+    @staticmethod
+    def as_given(e: Explanation, views: tuple[View, View]) -> Explanation:
+        """An explanation of two views, told in the patches of the images as they were given."""
+        relevance = views[0].undo(e.relevance, (0, 1))
+        return replace(e, relevance=views[1].undo(relevance, (2, 3)))
 
     def _all(self, x: Tensor, x2: Tensor) -> Tensor:
         """Similarities of all views, (N, 8, 8)."""
