@@ -54,21 +54,35 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to explain the pairs of a collection.
+class Choice:
+    """What a way to explain pairs is chosen by.
 
     Attributes
     ----------
     layer, gamma : str, int or float
-        By which it is chosen.
     labels : (str, str)
         What these two are called on the page.
-    stored : Stored
     """
 
     layer: str | int | float
     gamma: str | int | float
     labels: tuple[str, str]
+
+    def told(self) -> dict:
+        """What the page must know of it."""
+        label = dict(zip(("layer", "gamma"), self.labels, strict=True))
+        return {"layer": self.layer, "gamma": self.gamma, "label": label}
+
+
+@dataclass(frozen=True)
+class Setting(Choice):
+    """One way to explain the pairs of a collection.
+
+    Attributes
+    ----------
+    stored : Stored
+    """
+
     stored: Stored
 
     @property
@@ -124,9 +138,7 @@ class Collection:
                 _write(folder, f"{key}-{k:02}", version, one)
             about = {
                 "key": key,
-                "layer": setting.layer,
-                "gamma": setting.gamma,
-                "label": dict(zip(("layer", "gamma"), setting.labels, strict=True)),
+                **setting.told(),
                 "width": s.width,
                 "steps": _base64(s.steps),
                 "directions": _base64(directions),
@@ -152,20 +164,15 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Choice):
     """One way to explain the pairs of two encoders, with their factors as they are.
 
     Attributes
     ----------
-    layer, gamma, labels
-        As of `Setting`.
     rows : two lists of Tensor (tokens + 1, features)
         Factors of the inputs of either encoder; the last row is what all sinks own together.
     """
 
-    layer: str | int | float
-    gamma: str | int | float
-    labels: tuple[str, str]
     rows: tuple[list[Tensor], list[Tensor]]
 
     @property
@@ -226,9 +233,7 @@ class Lines:
 
         settings = [
             {
-                "layer": setting.layer,
-                "gamma": setting.gamma,
-                "label": dict(zip(("layer", "gamma"), setting.labels, strict=True)),
+                **setting.told(),
                 "width": setting.width,
                 "factors": [[_alive(rows) for rows in side] for side in setting.rows],
                 "biases": any(bool(rows[-1].any()) for side in setting.rows for rows in side),
