@@ -276,7 +276,13 @@ def factor(
         values, absorbed = pull_projected(trace, owners, w, chunk)
         complete, features, shape = features, w @ features, (project,)
         total = values.sum(0) + absorbed.sum(0)
-        check_sum(total, features, values, "the projected features", trace.product)
+        check_sum(
+            total,
+            features,
+            lambda: values.abs().sum(0),
+            "the projected features",
+            trace.product,
+        )
         projection = f"{project} dimensions, seed {seed}"
     return Factor(
         values=values,

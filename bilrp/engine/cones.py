@@ -134,9 +134,9 @@ class Cones:
         else:
             affine = linear.affine
             assert affine is not None
-            assert affine.unpadded is not None
-            p = affine.unpadded(F.pad(w.p, frame), affine.weight)
-            m = None if w.m is None else affine.unpadded(F.pad(w.m, frame), affine.weight.abs())
+            assert affine.framed is not None
+            p = affine.framed(w.p, affine.weight, frame)
+            m = None if w.m is None else affine.framed(w.m, affine.weight.abs(), frame)
         # Windows reach over the border of the map, where there is nothing.
         inside = cut(torch.ones_like(self.trace.data(stage.number)[0, :1]), rows, cols)
         return Windows(p.mul_(inside), None if m is None else m.mul_(inside), rows, cols)
@@ -154,11 +154,15 @@ class Cones:
 
     def _local(self, local: Local, w: Windows, rows: Span, cols: Span, frame: tuple) -> Tensor:
         total: Tensor | None = None
-        unpadded = local.affine.unpadded
-        assert unpadded is not None
+        framed = local.affine.framed
+        assert framed is not None
+
+        def op(windows: Tensor, weight: Tensor) -> Tensor:
+            return framed(windows, weight, frame)
+
         for v, weight, number in local.terms:
             moved = w.p if v is None else w.p * cut(v[0], w.rows, w.cols)
-            moved = local.times(unpadded, F.pad(moved, frame), weight)
+            moved = local.times(op, moved, weight)
             moved = moved.mul_(cut(local.scales[number][0], rows, cols))
             total = moved if total is None else total.add_(moved)
         assert total is not None

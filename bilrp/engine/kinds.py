@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -491,8 +491,9 @@ def _conv(value: Value, run: Run) -> Linear:
         raise refusal(value, f"has an input of {a.dim()} dimensions, without the batch")
     up = "transpose" in value.name
     names = ("output_padding", "groups", "dilation") if up else ("dilation", "groups")
-    options = {"stride": _given(value.args, value.kwargs, 3, "stride", 1)}
+    stride = _given(value.args, value.kwargs, 3, "stride", 1)
     padding = _given(value.args, value.kwargs, 4, "padding", 0)
+    options = {"stride": stride}
     for k, key in enumerate(names, start=5):
         options[key] = _given(value.args, value.kwargs, k, key, 0 if key == "output_padding" else 1)
     if isinstance(padding, str):
@@ -529,8 +530,16 @@ def _conv(value: Value, run: Run) -> Linear:
         sizes = (_two(options[k]) for k in ("stride", "padding", "dilation"))
         affine.geometry = Geometry(_two(weight.shape[2:]), *sizes)
         affine.groups = options["groups"]
-        affine.unpadded = lambda v, w: F.conv2d(v, w, **{**options, "padding": 0})
+        affine.framed = partial(_framed_conv, {k: options[k] for k in names} | {"stride": stride})
     return weighted(parent, affine, value.place.label)
+
+
+def _framed_conv(options: dict, v: Tensor, w: Tensor, frame: tuple[int, int, int, int]) -> Tensor:
+    """Convolution of windows with zeros around them: left, right, top, bottom; below 0 cuts off."""
+    left, right, top, bottom = frame
+    if left == right >= 0 and top == bottom >= 0:  # spares a copy
+        return F.conv2d(v, w, padding=(top, left), **options)
+    return F.conv2d(F.pad(v, frame), w, **options)
 
 
 def _two(v: Any) -> tuple[int, int]:

@@ -138,12 +138,12 @@ class Living:
         return Living(rows, place, new)
 
 
-def living_cost(a: Tensor, needed: Tensor, weight: Tensor, owners: float) -> float:
-    """Estimated multiply-adds of `Living.convolved`, with so many owners at a place."""
-    inputs = float((a != 0).double().mean()) * weight[0].numel()
-    outputs = float(needed.double().mean()) * weight.shape[0]
-    places = needed.shape[-2] * needed.shape[-1]
-    return places * inputs * (outputs * owners + COPY * (owners + weight.shape[0]))
+def living_cost(a: Tensor, needed: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Estimated multiply-adds of `Living.convolved`: for each owner at a place, and beside that."""
+    inputs, outputs = (float(t.sign().abs().mean()) for t in (a, needed))
+    inputs, outputs = inputs * weight[0].numel(), outputs * weight.shape[0]
+    each = needed.shape[-2] * needed.shape[-1] * inputs
+    return each * (outputs + COPY), each * COPY * weight.shape[0]
 
 
 def _numbered(mask: Tensor) -> Tensor:

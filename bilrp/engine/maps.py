@@ -121,7 +121,8 @@ class Affine:
     channels: tuple[int, ...]
     geometry: Geometry | None = None  # of a 2-d convolution
     groups: int = 1
-    unpadded: Callable[[Tensor, Tensor], Tensor] | None = None  # (windows, w) -> windows
+    # (windows, w, zeros around them) -> windows, of a 2-d convolution
+    framed: Callable[[Tensor, Tensor, tuple[int, int, int, int]], Tensor] | None = None
 
     def shaped(self, bias: Tensor) -> Tensor:
         return bias.view(self.channels) if bias.dim() == 1 else bias
@@ -136,6 +137,16 @@ def adjoint(fn: RowsFn, shapes: Sequence[torch.Size], c: Tensor) -> list[Tensor]
         return [t.detach() for t in like]
     found = torch.autograd.grad(out, like, c.to(out.dtype), allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(like, found, strict=True)]
+
+
+def shared_out(target: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """target / z, 0 where z is 0; and the part of the target that this leaves, None if it is 0."""
+    f = target / z
+    if bool(f.sum().isfinite()):  # nothing is divided by 0: a sum shows it, and is fast
+        return f, None
+    nobody = z == 0
+    lost = torch.where(nobody, target, 0)
+    return torch.where(nobody, 0, f), lost if bool((lost != 0).any()) else None
 
 
 class Local:
@@ -185,12 +196,10 @@ class Local:
             stabilised = z + branch.epsilon * z.sign() if branch.epsilon else z
             part = value if branch.where is None else torch.where(branch.where, value, 0)
             part = part if branch.part == 1 else branch.part * part
-            # 0 at a dead output, whatever its denominator
-            f = torch.where((part == 0) | (stabilised == 0), 0, part / stabilised)
+            f, nothing = shared_out(part, stabilised)
             self.scales.append(f)
-            nothing = (stabilised == 0) & (part != 0)
-            if bool(nothing.any()):
-                keep(f"{name}, {rule} of nothing", torch.where(nothing, part, 0))
+            if nothing is not None:
+                keep(f"{name}, {rule} of nothing", nothing)
             if affine.bias is not None:
                 bias = 0 * f if branch.bias is None else f * affine.shaped(branch.bias)
                 keep(name, bias)
@@ -279,8 +288,7 @@ class End:
         self.sinks = [] if zero is None else [Sink(f"{name}, value at 0", zero)]
         self.f_m: Tensor | None = None
         if magnitude is None:
-            z = before
-            self.f_p = torch.where(z == 0, 0, target / z)
+            self.f_p, lost = shared_out(target, before)
         else:
             for_, against = (before + magnitude) / 2, (before - magnitude) / 2
             shared: list[Tensor] = []
@@ -288,7 +296,7 @@ class End:
             times_for = 1 + gamma * (before > 0).to(before)
             times_against = 1 + gamma * (before < 0).to(before)
             z = times_for * for_ + times_against * against
-            f = torch.where(z == 0, 0, target / z)
+            f, lost = shared_out(target, z)
             if biases is not None:
                 for n, (side, times) in enumerate(((for_, times_for), (against, times_against))):
                     part = (biases[0] + (1 - 2 * n) * biases[1]) / 2
@@ -303,8 +311,7 @@ class End:
                 f * (times_for + times_against) / 2,
                 f * (times_for - times_against) / 2,
             )
-        lost = torch.where(z == 0, target, 0)
-        if bool((lost != 0).any()):  # only where an activation is not continuous at 0
+        if lost is not None:  # only where an activation is not continuous at 0
             self.sinks.append(Sink(f"{name}, value at 0", lost))
 
     def push(self, p: Tensor, m: Tensor | None) -> Tensor:

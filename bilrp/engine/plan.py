@@ -12,7 +12,7 @@ from bilrp.engine.kinds import Activation, Made, ModuleCall, Run, Tokens, made_o
 from bilrp.engine.maps import Affine, End, Linear, Local, Sink
 from bilrp.engine.modules import Opaque
 from bilrp.engine.record import Value
-from bilrp.engine.rules import LRP0, Gamma, Pass, Rule, WinnerTakeAll
+from bilrp.engine.rules import LRP0, Gamma, Pass, Rule, WinnerTakeAll, has_negative
 
 
 @dataclass
@@ -265,7 +265,7 @@ class Plan:
             if self.segment[parent].inside and not self._plain(parent):
                 continue
             a, out = self.run.data(parent), self.run.data(n)
-            if bool((out < 0).any()) or bool((a < 0).any()):
+            if has_negative(out) or has_negative(a):
                 continue
             found[w] = n
         return found
@@ -279,7 +279,7 @@ class Plan:
             return False
         if not all(self._plain(p) for p in made.parents):
             return False
-        return made.moves or all(not bool((self.run.data(p) < 0).any()) for p in made.parents)
+        return made.moves or all(not has_negative(self.run.data(p)) for p in made.parents)
 
     def _pairs(self) -> dict[int, bool]:
         """Values whose rows are (p, m): a gamma waits where their segment ends."""
@@ -405,7 +405,9 @@ class Plan:
 
 def finite(t: Tensor) -> Tensor:
     """A mask of minus infinity as a number that softmax still makes 0 of: it can have parts."""
-    return t.clamp(-1e30, 1e30) if t.is_floating_point() and bool(t.isinf().any()) else t
+    if not t.is_floating_point() or bool(t.sum().isfinite()):  # a sum shows it, and is fast
+        return t
+    return t.clamp(-1e30, 1e30) if bool(t.isinf().any()) else t
 
 
 def _named(rule: Rule) -> str:

@@ -89,13 +89,14 @@ class Trace:
         self.steps, self.closing = plan.steps, plan.closing
         self._biases = {n: p for n, (p, _) in plan.biases.items()}
         self._scales: dict[int, Tensor] = {}
+        self._costs: dict[int, tuple[float, float]] = {}
         self.by_number = {step.number: step for step in self.steps}
         at_end = self.closing.get(self.output)
         self.closing_sinks = at_end.sinks if at_end else []
         every = [sink for step in self.steps for sink in step.sinks] + self.closing_sinks
         self.absorbing = list(dict.fromkeys(sink.name for sink in every))
         for step in self.steps:  # a name in the ledger, but no row to push
-            step.sinks = [sink for sink in step.sinks if bool(sink.part.any())]
+            step.sinks = [sink for sink in step.sinks if bool(sink.part.abs().sum() > 0)]
         self.sinks = [(step.number, sink) for step in self.steps for sink in step.sinks]
         self.sinks += [(self.output, sink) for sink in self.closing_sinks]
 
@@ -274,8 +275,11 @@ class Trace:
             or self.features.device.type != "cpu"
         ):
             return float("inf")
-        a, needed = self.data(stage.parents[0]), self.needed_scale(stage) != 0
-        return living_cost(a, needed, local.affine.weight, owners)
+        if stage.number not in self._costs:
+            a, scale = self.data(stage.parents[0]), self.needed_scale(stage)
+            self._costs[stage.number] = living_cost(a, scale, local.affine.weight)
+        each, once = self._costs[stage.number]
+        return owners * each + once
 
     def needed_scale(self, stage: Stage) -> Tensor:
         """f_k of a layer, (C, H, W), 0 where no relevance of the features can arrive."""
