@@ -167,8 +167,15 @@ def built() -> subprocess.CompletedProcess[str]:
 def html(built: subprocess.CompletedProcess[str]) -> Path:
     """The folder of the built pages; tests that need it fail where the build failed."""
     if built.returncode:
-        pytest.fail("the book does not build, see test_book.py", pytrace=False)
+        pytest.fail(f"the book does not build: {what_was_wrong(built)}", pytrace=False)
     return HTML
+
+
+def what_was_wrong(built: subprocess.CompletedProcess[str], most: int = 300) -> str:
+    """The reason in a line, so that it stands at the end of a log of which only that is kept."""
+    said = built.stdout.rpartition("What was wrong:")[2] or built.stderr
+    line = " ".join(said.split())
+    return line if len(line) <= most else f"{line[: most // 3]} [...] {line[-most * 2 // 3 :]}"
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,17 @@ def cells(*sources: str, **metadata: object) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel})
 
 
+def test_a_page_that_prints_a_warning_is_not_kept() -> None:
+    page = cells("import this", "warn()")
+    assert execute.warned(page) == ""
+    page.cells[0].outputs = [nbformat.v4.new_output("stream", text="as it should")]
+    page.cells[1].outputs = [nbformat.v4.new_output("stream", name="stderr", text="too many")]
+    assert execute.warned(page).startswith("warn()")
+    assert execute.warned(page).endswith("too many")
+    page.cells[1].metadata["tags"] = ["remove-stderr"]
+    assert execute.warned(page) == ""
+
+
 @pytest.mark.parametrize(
     ("code", "used"),
     [

@@ -362,12 +362,27 @@ def run_one(cells: Path, target: Path, folder: Path, timeout: int) -> None:
         )
     except (CellExecutionError, CellTimeoutError) as failed:
         error = str(failed)
+    error = error or warned(notebook)
     # The kernel and its own processes have ended and been waited for.
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = {"error": error, "seconds": used.ru_utime + used.ru_stime, "notebook": notebook}
     part = target.with_suffix(".part")
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(target)
+
+
+def warned(notebook: nbformat.NotebookNode) -> str:
+    """What the first cell that printed a warning printed; "" if none did.
+
+    Pages with warnings are refused later, too (stderr_output in _config.yml); but then they would
+    lie in the cache, and a warning that comes by chance would be there at each further build.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "remove-stderr" not in cell.metadata.get("tags", []):
+            said = [o.text for o in cell.outputs if o.get("name") == "stderr"]
+            if said:
+                return f"{cell.source}\n\nThis cell printed a warning:\n{''.join(said)}"
+    return ""
 
 
 if __name__ == "__main__":

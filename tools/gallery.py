@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,8 +20,10 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 from build_book import CODE, ROOT, digest, read
+from doctor import cores
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -225,7 +226,7 @@ def said(setting: gallery.Setting) -> str:
     pairs = setting.pairs()
     return (
         f"{setting.width} directions, error {pairs.max():.2%} at most, "
-        f"{sorted(pairs)[len(pairs) // 2]:.2%} in the median of {len(pairs)} pairs"
+        f"{np.median(pairs):.2%} in the median of {len(pairs)} pairs"
     )
 
 
@@ -246,7 +247,7 @@ def errors(collections: Sequence[gallery.Collection | gallery.Lines]) -> list[di
             "gamma": setting.labels[1],
             "directions": setting.width,
             "pairs": len(pairs),
-            "median": float(sorted(pairs)[len(pairs) // 2]),
+            "median": float(np.median(pairs)),
             "most": float(pairs.max()),
         }
         for one in collections
@@ -286,7 +287,7 @@ def make(out: Path = OUT) -> dict:
         for folder in (new, out):
             shutil.rmtree(folder, ignore_errors=True)
         new.mkdir()
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
             makers = collection_of_photos, collection_of_tables, collection_of_numerals
             collections = [make_one(pool) for make_one in makers]
         for one in collections:
