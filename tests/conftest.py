@@ -66,9 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def rank(item: pytest.Item) -> int:
         if item.path.suffix == ".ipynb":
             return 2
-        return {"weights": 1, "book": 3, "browser": 4}.get(
-            next((m for m in ("browser", "book", "weights") if item.get_closest_marker(m)), ""), 0
-        )
+        if item.get_closest_marker("browser"):  # the longest is not left for the end
+            return 4 if item.get_closest_marker("slow") else 5
+        marks = {"weights": 1, "book": 3}
+        return next((marks[m] for m in ("book", "weights") if item.get_closest_marker(m)), 0)
 
     items.sort(key=rank)  # a stable sort: order within a file is kept
     for item in items if WORKER else ():

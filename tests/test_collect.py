@@ -254,7 +254,7 @@ def test_threads_and_a_cluster_give_the_same_store(whole, tmp_path):
             n_workers=2,
             threads_per_worker=1,
             processes=False,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
@@ -270,7 +270,7 @@ def test_a_killed_worker_costs_nothing_but_time(whole, tmp_path):
 
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         ) as cluster,
         Client(cluster) as client,
     ):

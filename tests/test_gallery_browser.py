@@ -453,6 +453,7 @@ def compare(page: Page, factors: dict[int, bilrp.Factor], layer: int, gamma: flo
     assert worst <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_all_pairs_of_photos_are_those_of_the_engine(book: Page) -> None:
     net = bilrp.vgg16(31)

@@ -251,7 +251,7 @@ def test_index_by_the_workers_of_a_cluster(tmp_path, capsys):
     photos = folder(tmp_path / "photos", 6)
     index = ["index", str(photos), "--model", "vgg16:5", "--size", "32", "--chunk", "2"]
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
     ) as cluster:
         scheduler = ["--scheduler", cluster.scheduler_address]
         assert cli.main([*index, "--store", str(tmp_path / "two"), *scheduler]) == 0

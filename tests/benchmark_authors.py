@@ -1,0 +1,94 @@
+"""Exact BiLRP beside the code that the paper's authors published, on VGG-16.
+
+    python -m tests.benchmark_authors CHECKOUT [--layer 31] [--passes 6] [-o FILE]
+
+CHECKOUT is a folder with their repository, oeberle/BiLRP_explain_similarity; it is run as it is, on
+the book's weights. One of its passes is LRP of one projected dimension, so a pair takes 200 of
+them. Times are processor time of one thread, theirs and ours in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import bilrp
+from bilrp.book.data import cats
+
+DIMS, SIZE = 100, 128
+
+
+def their_network(checkout: Path, layer: int) -> tuple[nn.Module, Callable[[int], float]]:
+    """Their explainer on the book's weights, and their gammas."""
+    sys.path.insert(0, str(checkout))
+    sys.modules.setdefault("cv2", ModuleType("cv2"))  # reads their pictures; not needed here
+    from model import bilrp as theirs
+
+    given = SimpleNamespace(features=bilrp.vgg16(31))  # what they take from torchvision's model
+    with patch.object(theirs.models, "vgg16", lambda **_: given):
+        network = theirs.VggLayers(str(layer), SIZE, SIZE, DIMS, device="cpu")
+    return network, theirs.vgg_gamma
+
+
+def processor_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def measured(checkout: Path, layer: int, passes: int) -> dict[str, float]:
+    """Median seconds of one of their passes and of our pair, and whether a pass agrees."""
+    torch.set_num_threads(1)
+    images, breeds = cats(SIZE)
+    pair = bilrp.normalize(images[[breeds.index("tabby cat"), breeds.index("Siamese cat")]])
+    network, gammas = their_network(checkout, layer)
+    model, rules = bilrp.vgg16(layer), bilrp.vgg16_rules()
+    phi = network(pair[:1])[1].detach()
+
+    def one(k: int) -> Tensor:
+        r = torch.zeros_like(phi)
+        r[0, k] = phi[0, k]
+        return network.lrp(pair[:1], r, gammas)
+
+    def ours() -> object:
+        return bilrp.explain(model, *pair, rules, patch=8)
+
+    one(0)
+    ours()
+    both = [
+        (processor_seconds(lambda: one(k)), processor_seconds(ours)) for k in range(1, passes + 1)
+    ]
+    theirs, own = (statistics.median(times) for times in zip(*both, strict=True))
+    # Their pass and ours, of the same dimension, by patches.
+    w = network.project[1].weight[0].detach().flatten()  # not their `weight`, which is not used
+    exact = bilrp.factor(model, pair[0], rules, patch=8).dense() @ w
+    cells = one(0)[0].sum(0).unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).sum((1, 3)).flatten()
+    like = float(torch.cosine_similarity(exact, cells, dim=0))
+    return {"pass": theirs, "pair": own, "ratio": 2 * DIMS * theirs / own, "cosine": like}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--layer", type=int, default=31, choices=(5, 10, 17, 24, 31))
+    parser.add_argument("--passes", type=int, default=6)
+    options = parser.parse_args()
+    found = measured(options.checkout, options.layer, options.passes)
+    print(
+        f"layer {options.layer}: one of their passes {found['pass']:.2f} s, 200 for a pair; ours "
+        f"{found['pair']:.2f} s a pair, exact; ratio {found['ratio']:.0f}. One dimension of theirs "
+        f"and of ours: cosine {found['cosine']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
