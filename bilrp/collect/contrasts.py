@@ -65,9 +65,13 @@ class Contrast:
             f"other: y = {self.other.similarity:.4g}",
         )
         heats = (on_hit, self.on_query, -on_other)
-        most = max(float(h.abs().max()) for h in heats) or 1.0
-        for ax, image, h, title in zip(axes, (hit, query, other), heats, titles, strict=True):
-            plot.tinted(image, h, ax, most)
+        # The query's differences are much smaller than the parts of either similarity.
+        both, own = (
+            max(float(h.abs().max()) for h in hs) or 1.0 for hs in (heats[::2], heats[1:2])
+        )
+        tops, images = (both, own, both), (hit, query, other)
+        for ax, image, h, title, top in zip(axes, images, heats, titles, tops, strict=True):
+            plot.tinted(image, h, ax, top)
             ax.set_title(title, fontsize=9)
         return fig
 
