@@ -179,6 +179,34 @@ def test_a_new_method_gets_its_cells():
     assert len(found) == sum(len(n.truths) for n in leaderboard.NETWORKS.values())
 
 
+def table_of(methods: list[str], commit: str, score: int) -> dict:
+    """A table with rows for these methods only, in one cell of truth and network."""
+    place = "planted match", "VGG-16, layer 31, pooled"
+    names = [(c.truth.name, c.network.name, c.method.name) for c in leaderboard.cells(*place)]
+    rows = [
+        {"truth": t, "network": n, "method": m, "score": [score]}
+        for t, n, m in names
+        if m in methods
+    ]
+    left = [m for _, _, m in names if m not in methods]
+    return {"commit": commit, "rows": rows, "not_run": {place[0]: {place[1]: left}}}
+
+
+def test_rows_that_were_not_computed_again_stay_with_their_commit():
+    old, first = table_of(["BiLRP", "saliency", "pixels"], "old", 1), table_of(["BiLRP"], "new", 2)
+    old["rows"].append({**old["rows"][0], "method": "one that is gone"})
+    both = leaderboard.with_earlier(first, old)
+    assert [(r.get("commit"), r["score"]) for r in both["rows"]] == [
+        (None, [2]),
+        ("old", [1]),
+        ("old", [1]),
+    ]
+    (left,) = both["not_run"]["planted match"].values()
+    assert {"BiLRP", "saliency", "pixels"}.isdisjoint(left)
+    again = leaderboard.with_earlier(table_of(["pixels"], "newer", 3), both)
+    assert [r.get("commit") for r in again["rows"]] == ["new", "old", None]
+
+
 # --- the table -------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 ``make leaderboard`` computes what is missing and writes assets/leaderboard.json. It may be stopped
 at any time: each pair is kept in _build/leaderboard as soon as it is judged, under a checksum of
-the code that decides its numbers.
+the code that decides its numbers. A row of the file that was not computed again stays there, with
+the commit that it comes from.
 """
 
 from __future__ import annotations
@@ -332,6 +333,25 @@ def collect(command: str) -> dict:
     }
 
 
+def with_earlier(table: dict, earlier: dict) -> dict:
+    """A table, and those rows of an earlier one that were not computed again, with their commit."""
+
+    def by_name(rows: list[dict]) -> dict:
+        return {(r["truth"], r["network"], r["method"]): r for r in rows}
+
+    stay = {n: {"commit": earlier["commit"], **r} for n, r in by_name(earlier["rows"]).items()}
+    rows = stay | by_name(table["rows"])
+    names = [(c.truth.name, c.network.name, c.method.name) for c in cells()]
+    not_run: dict[str, dict[str, list[str]]] = {}
+    for t, networks in table["not_run"].items():
+        for n, left in networks.items():
+            methods = [*METHODS] if left == ["all"] else left
+            missing = [m for m in methods if (t, n, m) not in rows]
+            if missing:
+                not_run.setdefault(t, {})[n] = left if missing == methods else missing
+    return {**table, "rows": [rows[name] for name in names if name in rows], "not_run": not_run}
+
+
 def rows_of(table: dict, truth: str, network: str) -> list[dict]:
     """Rows of the table that were computed, the best first: by score minus its null."""
     found = [r for r in table["rows"] if (r["truth"], r["network"]) == (truth, network)]
@@ -383,7 +403,11 @@ def main(arguments: list[str] | None = None) -> int:
             compute(cell, options.slow_pairs if slow else options.pairs, until)
     if options.output:
         given = sys.argv[1:] if arguments is None else arguments
-        write(options.output, collect(" ".join(["python -m bilrp.compare.leaderboard", *given])))
+        table = collect(" ".join(["python -m bilrp.compare.leaderboard", *given]))
+        if options.output.is_file():
+            earlier = json.loads(options.output.read_text(encoding="utf-8"))
+            table = with_earlier(table, earlier)
+        write(options.output, table)
     return 0
 
 
