@@ -25,6 +25,7 @@ import bilrp
 from bilrp.engine.features import pull_projected, random_projection
 from bilrp.engine.owners import owners_of
 from tests.benchmark import peak_memory
+from tests.nets import zennit_resnet
 from tests.zoo import heading_of_machine, randomise
 
 SIZE, PATCH = 224, 16
@@ -96,19 +97,10 @@ def by_others(name: str, model: nn.Module, x: Tensor, w: Tensor, batch: int = 4)
     """Relevance of rows of projected features by patches, (K, patches)."""
     parts = []
     for rows in w.split(batch):
-        many = x.repeat(len(rows), 1, 1, 1).requires_grad_()
         if name == "resnet50":
-            from zennit.composites import LayerMapComposite
-            from zennit.rules import Epsilon, Pass
-            from zennit.torchvision import ResNetCanonizer
-            from zennit.types import Activation
-
-            maps = [(Activation, Pass()), (nn.Conv2d, Epsilon(1e-9)), (nn.BatchNorm2d, Pass())]
-            composite = LayerMapComposite(maps, canonizers=[ResNetCanonizer()])
-            with composite.context(model) as modified:
-                out = modified(many)
-                found = torch.autograd.grad(out, many, rows * out.detach())[0]
+            found = zennit_resnet(model, x[0], rows)
         else:
+            many = x.repeat(len(rows), 1, 1, 1).requires_grad_()
             with Frozen():
                 out = model(many)
             found = many.detach() * torch.autograd.grad(out, many, rows)[0]

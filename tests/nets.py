@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 import zennit.composites
 import zennit.rules
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 import bilrp
 from bilrp.engine.owners import one_input
@@ -140,6 +143,32 @@ def zennit_lrp(model, x, relevance, first, others):
     with composite.context(model) as modified:
         (gradient,) = torch.autograd.grad(modified(x), x, relevance)
     return gradient
+
+
+def without_batch_norms(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms are part of the convolutions before them.
+
+    zennit's own merging leaves their epsilon in, so that features change in the fifth digit.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for (first, conv), (second, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+    return model
+
+
+def zennit_resnet(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """LRP-0 of sums of features, (K, *x), by zennit; `rows` (K, features) are their weights."""
+    from zennit.torchvision import ResNetCanonizer
+
+    maps = [*zennit.composites.layer_map_base(1e-12), (nn.Conv2d, zennit.rules.Epsilon(1e-12))]
+    composite = zennit.composites.LayerMapComposite(maps, canonizers=[ResNetCanonizer()])
+    with composite.context(without_batch_norms(model)) as modified:
+        many = x.expand(len(rows), *x.shape).clone().requires_grad_()
+        out = modified(many)
+        return torch.autograd.grad(out, many, rows * out.detach())[0].detach()
 
 
 def contract(model: nn.Module, x: Tensor, rules=None, seed: int = 0) -> bilrp.Trace:

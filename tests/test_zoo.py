@@ -8,7 +8,7 @@ import torchvision.models as tm
 from torch import nn
 
 import bilrp
-from tests import joint_gamma, zoo
+from tests import joint_gamma, nets, zoo
 from tests.conftest import ROOT
 
 TABLE = ROOT / "assets" / "zoo.md"
@@ -118,3 +118,18 @@ def test_joint_gamma_is_tame_where_gamma_at_each_layer_is_not():
     assert all(error < 1e-12 for _, error in found)
     assert found[1][0] > 1e6
     assert found[2][0] < 5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_is_shared_out_as_by_zennit(name: str) -> None:
+    """LRP-0 through shortcuts, by an independent library with its canonizer for them."""
+    model = zoo.built(name)
+    model.fc = nn.Identity()
+    x = zoo.images(name, 1)[0]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, len(model(x[None])[0]), generator=generator, dtype=x.dtype)
+    theirs = nets.zennit_resnet(model, x, rows)
+    cells = theirs.sum(1).unfold(1, 8, 8).unfold(2, 8, 8).sum((3, 4)).flatten(1)
+    ours = bilrp.factor(model, x, bilrp.LRP0(), patch=8).dense() @ rows.T
+    # they divide by each sum, stabilised by 1e-12; here nothing is divided at LRP-0
+    assert float((ours.T - cells).abs().max()) < 1e-6 * float(cells.abs().max())
