@@ -116,10 +116,12 @@ def check_sum(
         return
     size = float(sizes().max())
     if not error <= tolerance * size + 1e-30:
+        doubt = "rounding may have added up, which dtype=torch.float64 tells; otherwise "
+        doubt = doubt if value.dtype == torch.float32 else ""
         raise NotImplementedError(
             f"the parts of all owners do not add up to the value of {what}: they miss it by "
-            f"{error:.3g} of {size:.3g}. The map of this call does not describe what it computed; "
-            "register another one."
+            f"{error:.3g} of {size:.3g}: {doubt}the map of this call does not describe what it "
+            "computed, and another one must be registered"
         )
 
 
