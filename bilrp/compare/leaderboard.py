@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -245,8 +246,11 @@ def write(path: Path, content: object) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        # lists of numbers in a line each
+        text = re.sub(
+            r"\[[-\d.,\se]+\]", lambda m: "".join(m[0].split()), json.dumps(content, indent=1)
+        )
+        file.write(f"{text}\n")
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
