@@ -165,6 +165,10 @@ def main() -> None:
         options.output.write_text(text, encoding="utf-8")
 
 
+def shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def page(found: dict[tuple[str, str], dict], dims: int) -> str:
     lines = [
         heading_of_machine("make bench-networks"),
@@ -179,7 +183,7 @@ def page(found: dict[tuple[str, str], dict], dims: int) -> str:
     row("features", [str(n) for n in FEATURES.values()])
     for way, title in WAYS.items():
         many = "" if way in ("push", "pull") else ", 1,000 dimensions"
-        row(f"seconds, {title}{many}", [f"{found[n, way]['seconds']:.3g}" for n in FEATURES])
+        row(f"seconds, {title}{many}", [shown(found[n, way]["seconds"]) for n in FEATURES])
     for way in list(WAYS)[1:]:
         for many in (1000, 100) if way != "pull" else (1000,):
             ratios = [
@@ -187,7 +191,7 @@ def page(found: dict[tuple[str, str], dict], dims: int) -> str:
                 for n in FEATURES
             ]
             what = "all features" if way == "pull" else f"{many:,} dimensions"
-            row(f"time of {WAYS[way]}, {what} / time of exact", [f"{r:.3g}" for r in ratios])
+            row(f"time of {WAYS[way]}, {what} / time of exact", [shown(r) for r in ratios])
     for way in list(WAYS)[1:]:
         checks = [f"{found[n, way]['check']:.0e}" for n in FEATURES]
         row(f"largest difference to exact, {WAYS[way]}", checks)

@@ -149,3 +149,16 @@ def test_a_dead_output_takes_no_relevance_and_makes_no_nan():
     assert relevance.tolist() == pytest.approx([1 / 3, 2 / 3])
     zero = bilrp.lrp(linear, torch.zeros(2), bilrp.Gamma(1.0))
     assert zero.tolist() == [0, 0]
+
+
+def test_zb_divides_by_nothing_where_the_relu_is_silent_anyway():
+    """A patch near the worst corner of a filter: its denominator is rounding, and no part of y."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3)
+    low, high = -2.0, 2.0
+    x = torch.where(conv.weight[0] > 0, low + 1e-4, high - 1e-4).detach()
+    assert conv(x[None])[0, 0].item() < 0
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten())
+    e = bilrp.explain(model, x, x, {1: bilrp.ZB(low, high)}, patch=3)
+    assert float(e.ledger.sum()) == pytest.approx(e.similarity, rel=1e-5)
+    assert e.similarity == pytest.approx(float(model(x[None]).square().sum()), rel=1e-5)

@@ -249,7 +249,10 @@ class Plan:
         return not isinstance(made, Linear) or (rule is not None and not isinstance(rule, Gamma))
 
     def _fusable(self) -> dict[int, int]:
-        """Layers with weights that are one step with the ReLU after them, and that ReLU."""
+        """Layers with weights that are one step with the ReLU after them, and that ReLU.
+
+        So nothing is divided for neurons that the ReLU silences.
+        """
         used, found = self._uses(), {}
         for n in self._in_order():
             made = self.made[n]
@@ -259,14 +262,13 @@ class Plan:
             layer, rule = self.made[w], self.rule.get(w)
             if not isinstance(layer, Linear) or layer.affine is None or used[w] > 1:
                 continue
-            if not isinstance(rule, Gamma | LRP0) or self.shared:
+            if rule is None or isinstance(rule, Pass) or has_negative(self.run.data(n)):
                 continue
-            parent = layer.parents[0]
-            if self.segment[parent].inside and not self._plain(parent):
-                continue
-            a, out = self.run.data(parent), self.run.data(n)
-            if has_negative(out) or has_negative(a):
-                continue
+            if isinstance(rule, Gamma | LRP0):  # in a segment, not for their layer alone
+                parent = layer.parents[0]
+                joined = self.segment[parent].inside and not self._plain(parent)
+                if self.shared or joined or has_negative(self.run.data(parent)):
+                    continue
             found[w] = n
         return found
 
