@@ -249,7 +249,7 @@ def test_a_change_in_a_module_runs_the_cells_again(small: Path) -> None:
     [
         ("See {ref}`no-such-place`.", "1", "no-such-place"),
         ("Some text.", "assert 1 == 2, 'wrong number'", "wrong number"),
-        ("Some text.", "import warnings; warnings.warn('mind this')", "stderr"),
+        ("Some text.", "import warnings; warnings.warn('mind this')", "printed a warning"),
     ],
     ids=["reference", "assertion", "warning"],
 )
