@@ -71,9 +71,9 @@ def convolutions(model: nn.Sequential) -> list[tuple[str, Tensor, Rule]]:
     ]
 
 
-def by_patches(relevance: Tensor) -> Tensor:
+def by_patches(relevance: Tensor, patch: int = PATCH) -> Tensor:
     """Relevance (K, 3, H, W) summed over patches: (K, patches)."""
-    cells = relevance.sum(1).unflatten(2, (-1, PATCH)).unflatten(1, (-1, PATCH))
+    cells = relevance.sum(1).unflatten(2, (-1, patch)).unflatten(1, (-1, patch))
     return cells.sum((2, 4)).flatten(1)
 
 

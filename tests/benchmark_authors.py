@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 
 import bilrp
 from bilrp.book.data import cats
+from bilrp.book.measured import commit_of
+from tests.benchmark import PATCH, by_patches
 from tests.zoo import heading_of_machine
 
 DIMS, SIZE, LAYERS = 100, 128, (5, 10, 17, 24, 31)
@@ -48,7 +49,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measured(checkout: Path, layer: int, passes: int) -> dict[str, float]:
+def compared(checkout: Path, layer: int, passes: int) -> dict[str, float]:
     """Median seconds of one of their passes and of our pair, and how alike a dimension is."""
     torch.set_num_threads(1)
     images, breeds = cats(SIZE)
@@ -65,7 +66,7 @@ def measured(checkout: Path, layer: int, passes: int) -> dict[str, float]:
         return network.lrp(pair[:1], r, gammas)
 
     def ours() -> object:
-        return bilrp.explain(model, *pair, rules, patch=8)
+        return bilrp.explain(model, *pair, rules, patch=PATCH)
 
     one(0)
     ours()
@@ -75,25 +76,22 @@ def measured(checkout: Path, layer: int, passes: int) -> dict[str, float]:
     theirs, own = (statistics.median(times) for times in zip(*both, strict=True))
     # Their pass and ours, of the same dimension, by patches.
     w = network.project[1].weight[0].detach().flatten()  # not their `weight`, which is not used
-    exact = bilrp.factor(model, pair[0], rules, patch=8).dense() @ w
-    cells = one(0)[0].sum(0).unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).sum((1, 3)).flatten()
-    like = float(torch.cosine_similarity(exact, cells, dim=0))
+    exact = bilrp.factor(model, pair[0], rules, patch=PATCH).dense() @ w
+    like = float(torch.cosine_similarity(exact, by_patches(one(0))[0], dim=0))
     return {"pass": theirs, "pair": own, "cosine": like}
 
 
 def page(checkout: Path, passes: int) -> str:
     """A table over the five layers."""
-    git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    theirs = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     lines = [
         heading_of_machine("python -m tests.benchmark_authors CHECKOUT"),
-        f"Theirs: commit {theirs or 'unknown'}.",
+        f"Theirs: commit {commit_of(checkout)}.",
         "",
         "| layer | seconds, one pass of theirs | 200, a pair | ours, a pair | ratio | cosine |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for layer in LAYERS:
-        r = measured(checkout, layer, passes)
+        r = compared(checkout, layer, passes)
         lines.append(
             f"| {layer} | {r['pass']:.3f} | {2 * DIMS * r['pass']:.1f} | {r['pair']:.2f} "
             f"| {2 * DIMS * r['pass'] / r['pair']:.0f} | {r['cosine']:.5f} |"

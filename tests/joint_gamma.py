@@ -5,7 +5,6 @@ python -m tests.joint_gamma    writes assets/joint_gamma.md; the zoo's page show
 
 from __future__ import annotations
 
-import subprocess
 import warnings
 from datetime import date
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 import bilrp
+from bilrp.book.measured import commit_of
 from bilrp.engine.rules import Branch
 from tests import zoo
 
@@ -67,9 +67,7 @@ def row(name: str) -> str:
 def main() -> None:
     """Write the table."""
     warnings.simplefilter("ignore")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = commit_of()
     lines = [
         f"{date.today()}, commit {commit}, `python -m tests.joint_gamma`.",
         "",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import time
 import warnings
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 import bilrp
 from bilrp import controls, data, metrics
+from bilrp.book.measured import commit_of
 from bilrp.compare.planted import planted_ring
 from bilrp.engine.rules import Rules
 from tests.lite0_depth import (
@@ -263,9 +263,7 @@ def main() -> None:
             print(name, flush=True)
         if place.exists():
             numbers[name] = json.loads(place.read_text(encoding="utf-8"))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = commit_of()
     head = dict(date=f"{date.today()}", commit=commit, command="make lite0", objects=list(OBJECTS))
     lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in (head | numbers).items()]
     TARGET.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

@@ -160,12 +160,15 @@ def without_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def zennit_resnet(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
-    """LRP-0 of sums of features, (K, *x), by zennit; `rows` (K, features) are their weights."""
+    """LRP-0 of sums of features, (K, *x), by zennit; `rows` (K, features) are their weights.
+
+    Of a model `without_batch_norms`.
+    """
     from zennit.torchvision import ResNetCanonizer
 
     maps = [*zennit.composites.layer_map_base(1e-12), (nn.Conv2d, zennit.rules.Epsilon(1e-12))]
     composite = zennit.composites.LayerMapComposite(maps, canonizers=[ResNetCanonizer()])
-    with composite.context(without_batch_norms(model)) as modified:
+    with composite.context(model) as modified:
         many = x.expand(len(rows), *x.shape).clone().requires_grad_()
         out = modified(many)
         return torch.autograd.grad(out, many, rows * out.detach())[0].detach()

@@ -188,8 +188,7 @@ def table_of(methods: list[str], commit: str, score: int) -> dict:
         for t, n, m in names
         if m in methods
     ]
-    left = [m for _, _, m in names if m not in methods]
-    return {"commit": commit, "rows": rows, "not_run": {place[0]: {place[1]: left}}}
+    return {"commit": commit, "rows": rows, "not_run": leaderboard.not_run(rows)}
 
 
 def test_rows_that_were_not_computed_again_stay_with_their_commit():
@@ -201,7 +200,7 @@ def test_rows_that_were_not_computed_again_stay_with_their_commit():
         ("old", [1]),
         ("old", [1]),
     ]
-    (left,) = both["not_run"]["planted match"].values()
+    left = both["not_run"]["planted match"]["VGG-16, layer 31, pooled"]
     assert {"BiLRP", "saliency", "pixels"}.isdisjoint(left)
     again = leaderboard.with_earlier(table_of(["pixels"], "newer", 3), both)
     assert [r.get("commit") for r in again["rows"]] == ["new", "old", None]

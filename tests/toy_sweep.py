@@ -9,13 +9,13 @@ On each, gamma is chosen on 500 pairs of rows and judged on 2,000 others.
 from __future__ import annotations
 
 import json
-import subprocess
 from datetime import date
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bilrp.book.measured import commit_of
 from bilrp.compare import metrics
 from bilrp.models import toy
 
@@ -83,9 +83,7 @@ def measured(layers: toy.Layers, vectors: Tensor) -> dict:
 
 def main() -> None:
     """Train, measure, and write the table."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = commit_of()
     networks = []
     for name, vectors in toy.VECTORS.items():
         layers, _ = toy.train(vectors, seeds=SEEDS)

@@ -25,6 +25,7 @@ import torchvision.models as tm
 from torch import Tensor, nn
 
 import bilrp
+from bilrp.book.measured import commit_of
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "_build" / "zoo"
@@ -289,10 +290,9 @@ def page(results: dict[str, tuple[dict, dict | None]], names: list[str]) -> str:
 
 def commit() -> str:
     """The commit, and whether files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "bilrp", "tests/zoo.py"])
-    return name.stdout.strip() + (" and changes" if changed.returncode else "")
+    git = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "bilrp", "tests/zoo.py"]
+    changed = subprocess.run(git).returncode
+    return commit_of(ROOT) + (" and changes" if changed else "")
 
 
 def heading_of_machine(command: str) -> str:

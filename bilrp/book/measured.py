@@ -30,6 +30,13 @@ class Measured(NamedTuple):
     rows: list[dict[str, float | str]]
 
 
+def commit_of(folder: str | os.PathLike = ".") -> str:
+    """The short name of the commit that a folder is at; "unknown" outside of a checkout."""
+    head = ["git", "-C", os.fspath(folder), "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(head, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
 def write(path: str | os.PathLike, rows: Iterable[Mapping], command: str) -> Measured:
     """Write a table as CSV, below a line that says when, from which commit and by what command.
 
@@ -43,9 +50,7 @@ def write(path: str | os.PathLike, rows: Iterable[Mapping], command: str) -> Mea
     rows, path = list(rows), Path(path)
     if not rows or any(list(row) != list(rows[0]) for row in rows):
         raise ValueError("a table needs rows, all with the same columns in the same order")
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    run = subprocess.run(head, capture_output=True, text=True, check=False)
-    about = f"{date.today()}, commit {run.stdout.strip() or 'unknown'}, `{command}`"
+    about = f"{date.today()}, commit {commit_of()}, `{command}`"
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8", newline="") as file:
         file.write(f"# {about}\n")

@@ -66,9 +66,8 @@ class Contrast:
         )
         heats = (on_hit, self.on_query, -on_other)
         # The query's differences are much smaller than the parts of either similarity.
-        both, own = (
-            max(float(h.abs().max()) for h in hs) or 1.0 for hs in (heats[::2], heats[1:2])
-        )
+        both = max(float(h.abs().max()) for h in (on_hit, on_other)) or 1.0
+        own = float(self.on_query.abs().max()) or 1.0
         tops, images = (both, own, both), (hit, query, other)
         for ax, image, h, title, top in zip(axes, images, heats, titles, tops, strict=True):
             plot.tinted(image, h, ax, top)

@@ -313,18 +313,8 @@ def summary(cell: Cell, kept: dict) -> dict:
 
 def collect(command: str) -> dict:
     """The whole table from what is kept: rows that are computed, and cells that are not."""
-    rows: list[dict] = []
-    missing: dict[str, dict[str, list[str]]] = {}
-    for cell in cells():
-        kept = compute(cell, 0)
-        if kept["pairs"] or kept["refused"]:
-            rows.append(summary(cell, kept))
-        else:
-            of_truth = missing.setdefault(cell.truth.name, {})
-            of_truth.setdefault(cell.network.name, []).append(cell.method.name)
-    for networks in missing.values():
-        for name, left in networks.items():
-            networks[name] = ["all"] if len(left) == len(METHODS) else left
+    kept = ((cell, compute(cell, 0)) for cell in cells())
+    rows = [summary(cell, found) for cell, found in kept if found["pairs"] or found["refused"]]
     git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     return {
         "commit": git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
@@ -333,27 +323,36 @@ def collect(command: str) -> dict:
         "command": command,
         "torch": torch.__version__.partition("+")[0],
         "rows": rows,
-        "not_run": missing,
+        "not_run": not_run(rows),
     }
+
+
+def not_run(rows: list[dict]) -> dict[str, dict[str, list[str]]]:
+    """The methods, by truth and network, of the cells that have no row; "all" for all of them."""
+    listed = {name_of(row) for row in rows}
+    missing: dict[str, dict[str, list[str]]] = {}
+    for cell in cells():
+        t, n, m = cell.truth.name, cell.network.name, cell.method.name
+        if (t, n, m) not in listed:
+            missing.setdefault(t, {}).setdefault(n, []).append(m)
+    return {
+        t: {n: ["all"] if len(left) == len(METHODS) else left for n, left in networks.items()}
+        for t, networks in missing.items()
+    }
+
+
+def name_of(row: dict) -> tuple[str, str, str]:
+    """Truth, network and method of a row."""
+    return row["truth"], row["network"], row["method"]
 
 
 def with_earlier(table: dict, earlier: dict) -> dict:
     """A table, and those rows of an earlier one that were not computed again, with their commit."""
-
-    def by_name(rows: list[dict]) -> dict:
-        return {(r["truth"], r["network"], r["method"]): r for r in rows}
-
-    stay = {n: {"commit": earlier["commit"], **r} for n, r in by_name(earlier["rows"]).items()}
-    rows = stay | by_name(table["rows"])
+    rows = {name_of(r): {"commit": earlier["commit"], **r} for r in earlier["rows"]}
+    rows |= {name_of(r): r for r in table["rows"]}
     names = [(c.truth.name, c.network.name, c.method.name) for c in cells()]
-    not_run: dict[str, dict[str, list[str]]] = {}
-    for t, networks in table["not_run"].items():
-        for n, left in networks.items():
-            methods = [*METHODS] if left == ["all"] else left
-            missing = [m for m in methods if (t, n, m) not in rows]
-            if missing:
-                not_run.setdefault(t, {})[n] = left if missing == methods else missing
-    return {**table, "rows": [rows[name] for name in names if name in rows], "not_run": not_run}
+    both = [rows[name] for name in names if name in rows]
+    return {**table, "rows": both, "not_run": not_run(both)}
 
 
 def rows_of(table: dict, truth: str, network: str) -> list[dict]:
