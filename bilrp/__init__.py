@@ -12,13 +12,12 @@ from bilrp.compare.baselines import curvature, hessian_x_product, saliency
 from bilrp.compare.controls import (
     ControlledShare,
     Displaced,
-    Interval,
-    bootstrap,
     controlled_share,
     locality_null,
     marginal_null,
     opposite_displacement,
 )
+from bilrp.compare.intervals import Interval, bootstrap, sharing_interval
 from bilrp.compare.metrics import acs, invariance, svm_accuracy
 from bilrp.engine.api import explain, factor, features, lrp
 from bilrp.engine.defaults import default_rules
@@ -112,6 +111,7 @@ __all__ = [
     "saliency",
     "sentence_encoder",
     "several",
+    "sharing_interval",
     "svm_accuracy",
     "vgg16",
     "vgg16_features",

@@ -215,6 +215,51 @@ def test_bootstrap_refuses():
             bilrp.bootstrap(values, seed=0, **options)
 
 
+def test_pairs_without_a_common_photo_are_independent():
+    values = scores(0, 40).double()
+    found = bilrp.sharing_interval(values, [(2 * k, 2 * k + 1) for k in range(40)])
+    error = float(values.std()) / 40**0.5
+    assert found.high - found.value == pytest.approx(1.959964 * error)
+    assert found.value - found.low == pytest.approx(1.959964 * error)
+
+
+def test_pairs_of_few_photos_are_as_sure_as_the_photos():
+    effects = scores(3, 30).double()
+    pairs = [(i, j) for i in range(30) for j in range(i)]
+    values = torch.stack([effects[i] + effects[j] for i, j in pairs])
+    found = bilrp.sharing_interval(values, pairs)
+    assert found.value == pytest.approx(2 * float(effects.mean()))
+    # the mean over all pairs is twice the mean over photos, whose error is known
+    error = 2 * float(effects.std()) / 30**0.5
+    assert found.high - found.value == pytest.approx(1.96 * error, rel=0.1)
+    naive = bilrp.bootstrap(values, seed=0)
+    assert found.high - found.low > 2 * (naive.high - naive.low)
+
+
+def test_the_interval_of_shared_photos_holds_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(200):
+        pairs = [torch.randperm(25, generator=generator)[:2].tolist() for _ in range(50)]
+        effects = torch.randn(25, generator=generator)
+        noise = torch.randn(50, generator=generator)
+        values = torch.stack([effects[i] + effects[j] for i, j in pairs]) + noise
+        found = bilrp.sharing_interval(values, pairs)
+        held += found.low <= 0 <= found.high
+    assert 0.88 <= held / 200 <= 0.98
+
+
+def test_intervals_of_shared_photos_refuse():
+    for values, members, options, match in (
+        (torch.ones(1), [(0, 1)], {}, "two pairs or more"),
+        (torch.ones(3), [(0, 1)] * 2, {}, "2 members"),
+        (torch.tensor([1, torch.nan]), [(0, 1)] * 2, {}, "NaN"),
+        (torch.ones(2), [(0, 1)] * 2, {"level": 0.0}, "level=0.0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            bilrp.sharing_interval(values, members, **options)
+
+
 # --- altered models --------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ zero first, so that nothing is gained by cancellation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -257,84 +256,6 @@ def controlled_share(
         float(pairs.double().mean()),
         *(share_on(null, chosen) for null in nulls),
     )
-
-
-class Interval(NamedTuple):
-    """A number and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-def bootstrap(
-    values: Tensor,
-    statistic: Callable[[Tensor], Tensor | float] = torch.mean,
-    *,
-    seed: int,
-    groups: Tensor | None = None,
-    samples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """A statistic over pairs, and how far it would vary over other pairs of the same kind.
-
-    The pairs are drawn anew, with replacement, and the statistic computed of each draw; the
-    interval holds the middle part of the results (percentile bootstrap).
-
-    Parameters
-    ----------
-    values : Tensor (N,) or (N, ...)
-        One entry a pair. Methods that are compared belong in one tensor, so that each draw has the
-        same pairs for all of them.
-    statistic : callable
-        Takes a draw, shaped like `values`, and returns one number. Default: the mean.
-    seed : int
-        Of the draws.
-    groups : Tensor (N,) of int, optional
-        Which entries belong together (pairs of one photo, networks of one seed): groups are drawn
-        then, for such entries are no independent evidence.
-    samples : int
-        Number of draws.
-    level : float
-        Share of the draws within the interval.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two entries or groups, values that are not finite, or numbers out of range.
-
-    Source
-    ------
-    Efron and Tibshirani (1993), chapter 13.
-    """
-    values = torch.as_tensor(values)
-    ids = torch.arange(len(values)) if groups is None else torch.as_tensor(groups).cpu()
-    if values.dim() == 0 or ids.shape != values.shape[:1]:
-        raise ValueError(
-            f"groups must name one group for each of the entries, got {tuple(ids.shape)} for "
-            f"values of shape {tuple(values.shape)}"
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the values hold NaN or infinity; say what such a pair counts for")
-    members = [(ids == g).nonzero()[:, 0] for g in ids.unique()]
-    if len(members) < 2:
-        raise ValueError(
-            f"{len(members)} entry or group has no spread; an interval needs at least 2"
-        )
-    if samples < 1 or not 0 < level < 1:
-        raise ValueError(f"samples={samples!r} must be positive and level={level!r} within 0 and 1")
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(members), (samples, len(members)), generator=generator)
-    found = []
-    for draw in draws:
-        rows = draw if groups is None else torch.cat([members[int(k)] for k in draw])
-        found.append(float(statistic(values[rows.to(values.device)])))
-    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.tensor(found, dtype=torch.float64).quantile(edges).tolist()
-    return Interval(float(statistic(values)), low, high)
 
 
 Grid = tuple[int, int]

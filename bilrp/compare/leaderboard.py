@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilrp.compare.controls import bootstrap
+from bilrp.compare.intervals import Interval, bootstrap, sharing_interval
 from bilrp.compare.methods import METHODS, Method
 from bilrp.compare.truths import TRUTHS, Pair, Truth
 from bilrp.engine.rules import Gamma, Rules
@@ -291,7 +291,7 @@ def summary(cell: Cell, kept: dict) -> dict:
     if kept["refused"]:
         return {**row, "refused": kept["refused"]}
     records = kept["pairs"]
-    groups = torch.tensor([r["group"] for r in records])
+    groups = [r["group"] for r in records]
     for key in ("score", "null", "above", "auc"):
         if key == "above":
             values = [r["score"] - r["null"] for r in records]
@@ -299,16 +299,31 @@ def summary(cell: Cell, kept: dict) -> dict:
             values = [r[key] for r in records]
         else:
             continue
-        several = len(groups.unique()) >= 4  # an interval of fewer would pretend
         t = torch.tensor(values, dtype=torch.float64)
-        mean = float(t.mean())
-        found = bootstrap(t, seed=0, groups=groups) if several else (mean, mean, mean)
-        row[key] = [round(v, 4) for v in found] if several else [round(mean, 4)]
+        found = interval(t, groups)
+        row[key] = [round(v, 4) for v in (found or [float(t.mean())])]
     row["area"] = round(sum(r.get("area", 0) for r in records) / len(records), 4)
     row["seconds"] = sorted(r["seconds"] for r in records)[len(records) // 2]
     row["scores"] = [r["score"] for r in records]
     row["nulls"] = [r["null"] for r in records]
+    row["groups"] = groups
     return row
+
+
+def interval(values: Tensor, groups: list) -> Interval | None:
+    """The mean over pairs and its 95 % interval; None for fewer than four groups.
+
+    Parameters
+    ----------
+    values : Tensor (pairs,)
+    groups : list
+        `Pair.group` of each.
+    """
+    if isinstance(groups[0], list | tuple):
+        return sharing_interval(values, groups) if len(groups) >= 4 else None
+    if len(set(groups)) < 4:  # an interval of fewer would pretend
+        return None
+    return bootstrap(values, seed=0, groups=torch.tensor(groups))
 
 
 def collect(command: str) -> dict:

@@ -34,8 +34,9 @@ class Pair:
     true : callable
         From the side of the patches to a mask of bool, (h, w, h', w') or (G, G'): the pairs that
         should be joined.
-    group : int
-        Pairs of one group are no independent evidence (of one film, say).
+    group : int or tuple of int
+        Pairs of one group are no independent evidence (of one film, say). Several numbers are those
+        of a pair's photos: pairs with a photo in common are no independent evidence.
     about : dict
         What varied, such as the size of an object.
     """
@@ -43,7 +44,7 @@ class Pair:
     x: Tensor
     x2: Tensor
     true: Callable[[int], Tensor]
-    group: int
+    group: int | tuple[int, ...]
     about: dict[str, object] = field(default_factory=dict)
 
 
@@ -259,7 +260,7 @@ def planted_pairs(count: int, objects: int = 1, size: int = SIZE) -> list[Pair]:
                 _paste(image, photos[source], side, contrast, place)
         about: dict[str, object] = {"side": side, "contrast": contrast}
         first, second = images
-        found.append(Pair(first, second, _discs(places, side, size), k, about))
+        found.append(Pair(first, second, _discs(places, side, size), tuple(chosen), about))
     return found
 
 
@@ -394,12 +395,12 @@ def film_pairs(count: int, size: int = SIZE) -> list[Pair]:
 
 
 def _frames(size: int) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Frames five apart, one pair of each scene in turn."""
+    """Frames five apart, one pair of each scene in turn: first all that begin at even frames."""
     from bilrp.book import data
 
     frames, film = data.clips(every=3, size=size)
     time = torch.cat([torch.arange(n) for n in film.bincount().tolist()])
-    for start in range(0, 40, 2):
+    for start in (*range(0, 40, 2), *range(1, 40, 2)):
         for number, (kind, (which, first, last)) in enumerate(SCENES.items()):
             if first + start + 5 < last:
                 at = [
@@ -488,9 +489,9 @@ def photo_pairs(count: int, size: int = SIZE) -> list[Pair]:
     photos = book_photos(size)
     generator = torch.Generator().manual_seed(17)
     found = []
-    for k in range(count):
+    for _ in range(count):
         i, j = torch.randperm(len(photos), generator=generator)[:2].tolist()
-        found.append(Pair(photos[i], photos[j], _nothing_known, k))
+        found.append(Pair(photos[i], photos[j], _nothing_known, (i, j)))
     return found
 
 
