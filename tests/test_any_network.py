@@ -143,7 +143,7 @@ def test_joint_gamma_against_all_paths_written_out(seed, gamma):
         t = paths([(m.weight, m.bias) for m in model[:2]], x)  # (paths, 4)
         pre = t.sum(0)
         torch.testing.assert_close(pre, model[:2](x))
-        weighted = t * (1 + gamma * (t * pre > 0))
+        weighted = t * (1 + gamma * (t * pre > 0).double())
         expected = weighted / weighted.sum(0) * pre.clamp(min=0)
     f = bilrp.factor(model, x, bilrp.Gamma(gamma))
     # Which owner a path began with: follow the order in which `paths` lists them.

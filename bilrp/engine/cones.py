@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.maps import Affine, Local
+from bilrp.engine.maps import Affine, Local, Winners
 from bilrp.engine.owners import Patches
 from bilrp.engine.plan import Stage
 from bilrp.engine.trace import Trace
-from bilrp.engine.windows import Span, cut, lattices
+from bilrp.engine.windows import Span, cut, cut_times, lattices
 
 
 @dataclass
@@ -113,9 +113,9 @@ class Cones:
         if stage.end is not None:
             (w,) = given
             f_p, f_m = stage.end.f_p[0], stage.end.f_m
-            p = w.p * cut(f_p, w.rows, w.cols)
+            p = cut_times(w.p, f_p, w.rows, w.cols)
             if f_m is not None and w.m is not None:
-                p = p.addcmul_(w.m, cut(f_m[0], w.rows, w.cols))
+                p = p.add_(cut_times(w.m, f_m[0], w.rows, w.cols))
             return Windows(p, None, w.rows, w.cols)
         if stage.linear is not None and stage.linear.coefficients is not None:
             return _sum(stage.linear.coefficients, given)
@@ -128,9 +128,8 @@ class Cones:
         linear = stage.linear
         assert linear is not None
         if linear.winners is not None:
-            index = self._winners(linear.winners, rows, cols, w.p.shape[3] + left + right)
-            p = _gathered(F.pad(w.p, frame), index, rows, cols)
-            m = None if w.m is None else _gathered(F.pad(w.m, frame), index, rows, cols)
+            p = _pooled(linear.winners, w.p, w, frame, rows, cols)
+            m = None if w.m is None else _pooled(linear.winners, w.m, w, frame, rows, cols)
         else:
             affine = linear.affine
             assert affine is not None
@@ -138,18 +137,20 @@ class Cones:
             p = affine.framed(w.p, affine.weight, frame)
             m = None if w.m is None else affine.framed(w.m, affine.weight.abs(), frame)
         # Windows reach over the border of the map, where there is nothing.
-        inside = cut(torch.ones_like(self.trace.data(stage.number)[0, :1]), rows, cols)
-        return Windows(p.mul_(inside), None if m is None else m.mul_(inside), rows, cols)
+        ones = torch.ones_like(self.trace.data(stage.number)[0, :1])
+        p = cut_times(p, ones, rows, cols)
+        return Windows(p, None if m is None else cut_times(m, ones, rows, cols), rows, cols)
 
     def _form(self, n: int, stage: Stage, w: Windows) -> Windows:
         """Windows as a step wants them: shares, parts, or parts with their magnitudes."""
         parent = self.trace.by_number[n]
         if parent.shares and not stage.shares and not isinstance(stage.local, Local):
-            w = Windows(w.p * cut(self.trace.data(n)[0], w.rows, w.cols), None, w.rows, w.cols)
+            p = cut_times(w.p, self.trace.data(n)[0], w.rows, w.cols)
+            w = Windows(p, None, w.rows, w.cols)
         wants = stage.pair or (stage.end is not None and stage.end.f_m is not None)
         if wants and w.m is None:
-            sign = cut(self.trace.data(n)[0].sign(), w.rows, w.cols)
-            w = Windows(w.p, w.p * sign, w.rows, w.cols)
+            m = cut_times(w.p, self.trace.data(n)[0].sign(), w.rows, w.cols)
+            w = Windows(w.p, m, w.rows, w.cols)
         return w
 
     def _local(self, local: Local, w: Windows, rows: Span, cols: Span, frame: tuple) -> Tensor:
@@ -160,32 +161,49 @@ class Cones:
         def op(windows: Tensor, weight: Tensor) -> Tensor:
             return framed(windows, weight, frame)
 
-        for v, weight, number in local.terms:
-            moved = w.p if v is None else w.p * cut(v[0], w.rows, w.cols)
-            moved = local.times(op, moved, weight)
-            moved = moved.mul_(cut(local.scales[number][0], rows, cols))
+        for t in local.terms:
+            parts = [w.p if v is None else cut_times(w.p, v[0], w.rows, w.cols) for v in t.factors]
+            moved = local.times(op, parts[0] if len(parts) == 1 else torch.cat(parts, 1), t.weight)
+            cut_times(moved, local.scales[t.number][0], rows, cols, out=moved)
             total = moved if total is None else total.add_(moved)
         assert total is not None
         return total
 
-    def _winners(self, winners, rows: Span, cols: Span, width: int) -> Tensor:
-        """Places of the winners within padded windows of this width, (patches, C, rows, cols)."""
-        g, index = winners.geometry, winners.index
-        # Where a winner stands within its own pooling field does not depend on the window.
-        row = index.div(winners.shape[2], rounding_mode="floor")
-        n = torch.arange(index.shape[1], device=index.device)
-        down = row - (n * g.stride[0] - g.padding[0])[:, None]
-        n = torch.arange(index.shape[2], device=index.device)
-        across = index - row * winners.shape[2] - (n * g.stride[1] - g.padding[1])
-        corner = torch.arange(rows.size, device=index.device)[:, None] * width * g.stride[0]
-        corner = corner + torch.arange(cols.size, device=index.device) * g.stride[1]
-        return cut(down * width + across, rows, cols).add_(corner)
 
-
-def _gathered(u: Tensor, index: Tensor, rows: Span, cols: Span) -> Tensor:
-    flat, index = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (u, index))
+def _pooled(
+    winners: Winners, parts: Tensor, w: Windows, frame: tuple, rows: Span, cols: Span
+) -> Tensor:
+    """Windows through max-pooling: each output takes what its winner has."""
+    g = winners.geometry
+    if g.kernel == g.stride and g.dilation == (1, 1):
+        # No input is in two fields: all but the winners are silenced, and the fields summed.
+        won = parts.new_zeros(winners.shape).flatten(1)
+        won = won.scatter_(1, winners.index.flatten(1), 1).view(winners.shape)
+        alone = cut_times(parts, won, w.rows, w.cols)
+        left, right, top, bottom = frame
+        around = (top, left) if top == bottom and left == right else None
+        if around is None or any(2 * p > k for p, k in zip(around, g.kernel, strict=True)):
+            alone, around = F.pad(alone, frame), (0, 0)
+        return F.avg_pool2d(alone, g.kernel, padding=around, divisor_override=1)
+    padded = F.pad(parts, frame)
+    places = _places(winners, rows, cols, padded.shape[3])
+    flat, index = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (padded, places))
     out = flat.gather(1, index).unflatten(1, (rows.size, cols.size))
     return out.permute(0, 3, 1, 2)
+
+
+def _places(winners: Winners, rows: Span, cols: Span, width: int) -> Tensor:
+    """Places of the winners within padded windows of this width, (patches, C, rows, cols)."""
+    g, index = winners.geometry, winners.index
+    # Where a winner stands within its own pooling field does not depend on the window.
+    row = index.div(winners.shape[2], rounding_mode="floor")
+    n = torch.arange(index.shape[1], device=index.device)
+    down = row - (n * g.stride[0] - g.padding[0])[:, None]
+    n = torch.arange(index.shape[2], device=index.device)
+    across = index - row * winners.shape[2] - (n * g.stride[1] - g.padding[1])
+    corner = torch.arange(rows.size, device=index.device)[:, None] * width * g.stride[0]
+    corner = corner + torch.arange(cols.size, device=index.device) * g.stride[1]
+    return cut(down * width + across, rows, cols).add_(corner)
 
 
 def union(spans: list[Span]) -> Span:

@@ -88,7 +88,8 @@ def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int], None]:
             value, parts = value[0][alive], rows.rows[:, first:][rows.where[alive]].T
         else:
             parts = rows[first:]
-        total = parts.sum(0) if biases is None else parts.sum(0) + biases
+        total = sum(parts[1:], parts[0])  # of few rows, faster than their sum in one call
+        total = total if biases is None else total + biases
         told = trace.told(stage.number)
         check_sum(total, value, lambda: parts.abs().sum(0), told, trace.product)
 
@@ -111,8 +112,8 @@ def check_sum(
         return
     tolerance = 1e-4 if value.dtype == torch.float32 else 1e-9
     tolerance = tolerance if product is None else 0.1  # products of 8 or 11 bits, layer after layer
-    error = float((total.flatten() - value.flatten()).abs().max())
-    if error <= tolerance * float(total.abs().max()):
+    error = _largest(total.reshape(value.shape) - value)
+    if error <= tolerance * _largest(total):
         return
     size = float(sizes().max())
     if not error <= tolerance * size + 1e-30:
@@ -123,6 +124,13 @@ def check_sum(
             f"{error:.3g} of {size:.3g}: {doubt}the map of this call does not describe what it "
             "computed, and another one must be registered"
         )
+
+
+def _largest(t: Tensor) -> float:
+    """The largest magnitude; NaN if there is one. Without a copy of the magnitudes."""
+    turned = t.movedim(1, -1) if t.dim() == 4 else t
+    low, high = (turned if turned.is_contiguous() else t).aminmax()  # contiguous is fast
+    return float(torch.maximum(-low, high))
 
 
 def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.maps import Affine, Linear, Sink, Winners
+from bilrp.engine.maps import Affine, Linear, Sink, Winners, channels_last
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.record import Ref, Value, _given, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
@@ -504,12 +504,14 @@ def _conv(value: Value, run: Run) -> Linear:
     conv = getattr(F, value.name)
 
     def op(v: Tensor, w: Tensor) -> Tensor:
-        flat = v.flatten(0, 1)
+        flat = channels_last(v.flatten(0, 1)) if n == 2 else v.flatten(0, 1)
         flat = flat if frame is None else F.pad(flat, frame)
         return conv(flat, w, **options).unflatten(0, v.shape[:2])
 
     def transposed(c: Tensor, w: Tensor) -> Tensor:
-        like = torch.empty((len(c) * a.shape[0], *a.shape[1:]), dtype=c.dtype, device=c.device)
+        channels = a.shape[1] if up else w.shape[1] * options["groups"]
+        shape = (len(c) * a.shape[0], channels, *a.shape[2:])
+        like = torch.empty(shape, dtype=c.dtype, device=c.device)
         like = like if frame is None else F.pad(like, frame)
         back = torch.ops.aten.convolution_backward(
             c.flatten(0, 1).contiguous(),
@@ -526,6 +528,7 @@ def _conv(value: Value, run: Run) -> Linear:
     shape = (1, -1, *[1] * n)
     full = None if bias is None else bias.view(shape).expand(value.data.shape)
     affine = Affine(op, transposed, weight, full, shape)
+    affine.joins = not up and options["groups"] == 1
     if value.name == "conv2d" and frame is None and a.shape[0] == 1:
         sizes = (_two(options[k]) for k in ("stride", "padding", "dilation"))
         affine.geometry = Geometry(_two(weight.shape[2:]), *sizes)
@@ -890,7 +893,8 @@ def _max_pool(value: Value, run: Run) -> Linear:
     }
     if given.get("stride", 1) in ([], ()):
         given["stride"] = None
-    index = getattr(F, value.name)(a, **given, return_indices=True)[1].flatten(2)
+    a = channels_last(a) if n == 2 else a
+    index = getattr(F, value.name)(a, **given, return_indices=True)[1].flatten(2).contiguous()
     shape = value.data.shape
 
     def fn(rows: Tensor) -> Tensor:

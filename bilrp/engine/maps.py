@@ -112,6 +112,8 @@ class Affine:
         Shaped to add to the output.
     channels : tuple of int
         Shape that a bias vector takes to be added to the output.
+    joins : bool
+        Whether sums of several terms may be one, with inputs and weights side by side in channels.
     """
 
     op: Callable[[Tensor, Tensor], Tensor]
@@ -121,6 +123,7 @@ class Affine:
     channels: tuple[int, ...]
     geometry: Geometry | None = None  # of a 2-d convolution
     groups: int = 1
+    joins: bool = False
     # (windows, w, zeros around them) -> windows, of a 2-d convolution
     framed: Callable[[Tensor, Tensor, tuple[int, int, int, int]], Tensor] | None = None
 
@@ -139,6 +142,23 @@ def adjoint(fn: RowsFn, shapes: Sequence[torch.Size], c: Tensor) -> list[Tensor]
     return [torch.zeros_like(t) if g is None else g for t, g in zip(like, found, strict=True)]
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """The same maps (N, C, H, W), on a CPU with channels last in memory.
+
+    Convolutions are twice as fast so, and max-pooling twenty times.
+    """
+    if maps.device.type != "cpu":
+        return maps
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        _, channels, height, width = maps.shape  # of a single map, the first stride may be anything
+        sizes = (height * width * channels, 1, width * channels, channels)
+        return maps.as_strided(maps.shape, sizes)
+    turned = maps.new_empty(len(maps), *maps.shape[2:], maps.shape[1])
+    for whole, one in zip(turned, maps, strict=True):
+        whole.flatten(0, 1).copy_(one.flatten(1).T)  # in two dimensions a copy is fast
+    return turned.permute(0, 3, 1, 2)
+
+
 def shared_out(target: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """target / z, 0 where z is 0; and the part of the target that this leaves, None if it is 0."""
     f = target / z
@@ -147,6 +167,28 @@ def shared_out(target: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     nobody = z == 0
     lost = torch.where(nobody, target, 0)
     return torch.where(nobody, 0, f), lost if bool((lost != 0).any()) else None
+
+
+@dataclass
+class Term:
+    """Part of what a layer under a rule of its own makes of shares: op(v u, w).
+
+    Attributes
+    ----------
+    factors : list of Tensor or None
+        v / a, or v where the rows are shares; None for 1. Several: side by side in channels.
+    weight : Tensor
+    number : int
+        Whose denominators it belongs to.
+    """
+
+    factors: list[Tensor | None]
+    weight: Tensor
+    number: int
+
+    def given(self, rows: Tensor) -> Tensor:
+        parts = [rows if v is None else v * rows for v in self.factors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 class Local:
@@ -184,7 +226,7 @@ class Local:
         rule: str,
     ) -> None:
         self.affine, self.product = affine, product
-        self.terms: list[tuple[Tensor | None, Tensor, int]] = []
+        self.terms: list[Term] = []
         self.scales: list[Tensor] = []
         kept: dict[str, Tensor] = {}
 
@@ -192,7 +234,8 @@ class Local:
             kept[what] = kept[what] + part if what in kept else part
 
         for number, branch in enumerate(branches):
-            z = self._denominator(branch)
+            terms = self._joined(branch)
+            z = self._denominator(branch, terms)
             stabilised = z + branch.epsilon * z.sign() if branch.epsilon else z
             part = value if branch.where is None else torch.where(branch.where, value, 0)
             part = part if branch.part == 1 else branch.part * part
@@ -205,43 +248,52 @@ class Local:
                 keep(name, bias)
             if branch.epsilon:
                 keep(f"{name}, epsilon", f * branch.epsilon * z.sign())
-            for v, w in branch.terms:
-                if shares or v is a:
-                    self.terms.append((v if shares else None, w, number))
+            for vs, w in terms:
+                if shares or (len(vs) == 1 and vs[0] is a):
+                    self.terms.append(Term(list(vs) if shares else [None], w, number))
                     continue
-                self.terms.append((torch.where(a == 0, 0, v / a), w, number))
-                lost = torch.where(a == 0, v, 0)
-                if bool((lost != 0).any()):
+                factors = [None if v is a else torch.where(a == 0, 0, v / a) for v in vs]
+                self.terms.append(Term(factors, w, number))
+                lost = [torch.where(a == 0, v, 0) for v in vs]
+                if any(bool((t != 0).any()) for t in lost):
                     keep(f"{name}, {rule} at zeros", f * self._op(lost, w))
         self.sinks = [Sink(n, part) for n, part in kept.items()]
 
-    def _op(self, v: Tensor, w: Tensor) -> Tensor:
-        return self.affine.op(v[None], w)[0]
+    def _joined(self, branch: Branch) -> list[tuple[list[Tensor], Tensor]]:
+        """The terms of a branch: inputs and weights, as one where that can be."""
+        if not self.affine.joins or len(branch.terms) == 1:
+            return [([v], w) for v, w in branch.terms]
+        return [([v for v, _ in branch.terms], torch.cat([w for _, w in branch.terms], 1))]
 
-    def _denominator(self, branch: Branch) -> Tensor:
+    def _op(self, vs: list[Tensor], w: Tensor) -> Tensor:
+        return self.affine.op((vs[0] if len(vs) == 1 else torch.cat(vs, 1))[None], w)[0]
+
+    def _denominator(self, branch: Branch, terms: list[tuple[list[Tensor], Tensor]]) -> Tensor:
         if branch.z is not None:
             return branch.z
-        z = reduce(torch.add, (self._op(v, w) for v, w in branch.terms))
+        z = reduce(torch.add, (self._op(vs, w) for vs, w in terms))
         return z if branch.bias is None else z + self.affine.shaped(branch.bias)
 
     def push(self, rows: Tensor, full: bool = False) -> Tensor:
         """Rows of the output; `full` leaves the products in the format of the rows."""
         total: Tensor | None = None
         op = self.affine.op
-        for v, w, number in self.terms:
-            given = rows if v is None else v * rows
-            moved = op(given, w) if full else self.times(op, given, w)
-            moved = moved.mul_(self.scales[number])
+        for t in self.terms:
+            given = t.given(rows)
+            moved = op(given, t.weight) if full else self.times(op, given, t.weight)
+            moved = moved.mul_(self.scales[t.number])
             total = moved if total is None else total.add_(moved)
         assert total is not None
         return total
 
     def pull(self, c: Tensor) -> Tensor:
         total: Tensor | None = None
-        for v, w, number in self.terms:
-            moved = self.times(self.affine.transposed, c * self.scales[number], w)
-            moved = moved if v is None else moved.mul_(v)
-            total = moved if total is None else total.add_(moved)
+        for t in self.terms:
+            back = self.times(self.affine.transposed, c * self.scales[t.number], t.weight)
+            parts = [back] if len(t.factors) == 1 else back.chunk(len(t.factors), 2)
+            for v, moved in zip(t.factors, parts, strict=True):
+                moved = moved if v is None else moved * v
+                total = moved if total is None else total + moved
         assert total is not None
         return total
 

@@ -9,13 +9,15 @@ for coefficients. Of the contributions of all paths, (p + m) / 2 are the positiv
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
-from bilrp.engine.maps import Local, Sink, adjoint
+from bilrp.engine.maps import Local, Sink, adjoint, channels_last
 from bilrp.engine.plan import Plan, Stage
 from bilrp.engine.record import Record, exact, place_and_format, shadow
 from bilrp.engine.rules import RuleBook, Rules
@@ -79,9 +81,7 @@ class Trace:
         x = x.to(device=place, dtype=form) if x.is_floating_point() else x.to(place)
         with exact():
             x = x.clone() if x.is_inference() else x
-            copied = shadow(model, form, place)
-            record = Record(copied, x)
-            _compare_with_model(model, copied, record, x)
+            record = _recorded(model, x, form, place)
             self.input, self.features = x, record.features
             self._run = Run(record.values, record.names, book, self.product)
             self.output = record.output
@@ -231,7 +231,7 @@ class Trace:
                 scale = self.needed_scale(stage)
                 geometry = local.affine.geometry
                 assert geometry is not None
-                return given.convolved(local.terms[0][1], scale, geometry)
+                return given.convolved(local.terms[0].weight, scale, geometry)
         if not (self.by_number[n].shares and isinstance(given, Tensor)):
             given = self._closed(rows, n)
         if isinstance(local, Local):
@@ -271,7 +271,7 @@ class Trace:
             or local.affine.geometry is None
             or local.affine.groups > 1
             or len(local.terms) > 1
-            or local.terms[0][0] is not None
+            or local.terms[0].factors[0] is not None
             or self.features.device.type != "cpu"
         ):
             return float("inf")
@@ -428,12 +428,22 @@ class Trace:
 
 def _with_sinks(p: Tensor | Living, m: Tensor | None, stage: Stage, at: int) -> Pair:
     """Rows with those of the sinks that begin here, which stand from row `at` on."""
-    parts = torch.stack([s.part for s in stage.sinks])
+    first = stage.sinks[0].part[None]
+    parts = reduce(below, (s.part[None] for s in stage.sinks[1:]), first)
     if isinstance(p, Living):
         return p.with_owners(torch.cat([parts.new_zeros(at - len(p), *parts.shape[1:]), parts])), m
     parts = parts.to(p)
-    p = torch.cat([_padded(p, at), parts])
-    return p, None if m is None else torch.cat([_padded(m, at), parts.abs()])
+    p = below(_padded(p, at), parts)
+    return p, None if m is None else below(_padded(m, at), parts.abs())
+
+
+def below(rows: Tensor, more: Tensor) -> Tensor:
+    """More rows after some; maps with channels last in memory stay so."""
+    if rows.dim() == 5:
+        turned = [t.movedim(2, -1) for t in (rows, more)]
+        if all(t.is_contiguous() for t in turned):
+            return torch.cat(turned).movedim(-1, 2)
+    return torch.cat([rows, more])
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
@@ -446,6 +456,21 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 def _aligned(rows: list[Tensor]) -> list[Tensor]:
     most = max(map(len, rows))
     return [_padded(r, most) for r in rows]
+
+
+def _recorded(model: nn.Module, x: Tensor, form: torch.dtype, place: torch.device) -> Record:
+    """The run of the model's copy, compared with a plain call of the model."""
+    if x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        # Fast where the maps lie so in memory; a model that cannot have that runs as it is.
+        with suppress(ValueError, RuntimeError):
+            return _compared(model, shadow(model, form, place), channels_last(x), x)
+    return _compared(model, shadow(model, form, place), x, x)
+
+
+def _compared(model: nn.Module, copied: nn.Module, turned: Tensor, x: Tensor) -> Record:
+    record = Record(copied, turned)
+    _compare_with_model(model, copied, record, x)
+    return record
 
 
 def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: Tensor) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -39,6 +38,12 @@ class Span:
 
     starts: tuple[int, ...]
     size: int
+
+    @property
+    def step(self) -> int | None:
+        """From one window to the next; None if it is not the same throughout."""
+        steps = {b - a for a, b in itertools.pairwise(self.starts)}
+        return steps.pop() if len(steps) == 1 else None if steps else 0
 
     def through(self, layer: Geometry, axis: int) -> tuple[Span, tuple[int, int]]:
         """The spans one layer further up, and the zeros to add before and after the windows.
@@ -86,20 +91,45 @@ def lattices(count: int, patch: int, stride: int) -> Iterator[range]:
 
 def cut(image: Tensor, rows: Span, cols: Span) -> Tensor:
     """Windows of an image, (patches, channels, rows.size, cols.size), from (channels, H, W)."""
+    return _windows(image, rows, cols).flatten(0, 1)
+
+
+def cut_times(
+    windows: Tensor, image: Tensor, rows: Span, cols: Span, out: Tensor | None = None
+) -> Tensor:
+    """windows * cut(image, rows, cols), without a copy of the image for each of them."""
+    grid = len(rows.starts), len(cols.starts)
+    written = None if out is None else out.unflatten(0, grid)
+    return torch.mul(windows.unflatten(0, grid), _windows(image, rows, cols), out=written).flatten(
+        0, 1
+    )
+
+
+def _windows(image: Tensor, rows: Span, cols: Span) -> Tensor:
+    """The windows by row and column of the patch grid: (i, j, channels, rows.size, cols.size)."""
     height, width = image.shape[-2:]
     top, left = max(0, -min(rows.starts)), max(0, -min(cols.starts))
     bottom = max(0, max(rows.starts) + rows.size - height)
     right = max(0, max(cols.starts) + cols.size - width)
-    image = F.pad(image.permute(1, 2, 0), (0, 0, left, right, top, bottom))
+    # Channels stay last in memory: convolutions like it.
+    wide = image.new_zeros(top + height + bottom, left + width + right, image.shape[0])
+    turned = image.flatten(1).T.contiguous()  # in two dimensions it is fast
+    wide[top : top + height, left : left + width] = turned.view(height, width, -1)
+    step, step2 = rows.step, cols.step
+    if step is not None and step2 is not None:
+        down, across, one = wide.stride()
+        return wide.as_strided(
+            (len(rows.starts), len(cols.starts), image.shape[0], rows.size, cols.size),
+            (step * down, step2 * across, one, down, across),
+            (rows.starts[0] + top) * down + (cols.starts[0] + left) * across,
+        )
     row, col = (
         torch.tensor(s.starts, device=image.device)[:, None]
         + torch.arange(s.size, device=image.device)
         + shift
         for s, shift in ((rows, top), (cols, left))
     )
-    windows = image[row[:, None, :, None], col[None, :, None, :]]  # (i, j, rows, cols, C)
-    # Channels stay last in memory: convolutions like it.
-    return windows.flatten(0, 1).permute(0, 3, 1, 2)
+    return wide[row[:, None, :, None], col[None, :, None, :]].permute(0, 1, 4, 2, 3)
 
 
 def place(windows: Tensor, rows: Span, cols: Span, size: Sequence[int]) -> Tensor:
@@ -112,10 +142,16 @@ def place(windows: Tensor, rows: Span, cols: Span, size: Sequence[int]) -> Tenso
 
 def sum_of_windows(windows: Tensor, rows: Span, cols: Span, size: Sequence[int]) -> Tensor:
     """Sum of all windows in their places, (channels, *size), in float64."""
-    total = windows.new_zeros(windows.shape[1], *size, dtype=torch.float64)
-    for _, window, (r, c) in _placed(windows, rows, cols, size):
-        total[:, r[0], c[0]] += window[:, r[1], c[1]]
-    return total
+    apart = _apart(windows, rows, cols)
+    strips = apart.new_zeros(len(apart), rows.size, size[1], apart.shape[4], dtype=torch.float64)
+    for j, start in enumerate(cols.starts):
+        inside, part = _clip(start, cols.size, size[1])
+        strips[:, :, inside] += apart[:, j, :, part]
+    total = strips.new_zeros(*size, apart.shape[4])
+    for strip, start in zip(strips, rows.starts, strict=True):
+        inside, part = _clip(start, rows.size, size[0])
+        total[inside] += strip[part]
+    return total.permute(2, 0, 1)
 
 
 def product_of_windows(
@@ -127,26 +163,33 @@ def product_of_windows(
     and each row multiplies just the patches whose windows reach it.
     """
     result = first.new_zeros(len(first), len(second))
-    last = max(max(rows.starts) + rows.size, max(rows2.starts) + rows2.size)
-    for y in range(last):
-        here, a = _row_of(first, rows, cols, y, width)
-        here2, a2 = _row_of(second, rows2, cols2, y, width)
+    left = max(0, -min(cols.starts), -min(cols2.starts))
+    right = max(0, *(max(c.starts) + c.size - width for c in (cols, cols2)))
+    sides = ((_apart(first, rows, cols), rows, cols), (_apart(second, rows2, cols2), rows2, cols2))
+    for y in range(max(max(rows.starts) + rows.size, max(rows2.starts) + rows2.size)):
+        (here, a), (here2, a2) = (_row_of(*side, y, left, left + width + right) for side in sides)
         if len(here) and len(here2):
             result[here[:, None], here2] += a @ a2.T
     return result
 
 
-def _row_of(windows: Tensor, rows: Span, cols: Span, y: int, width: int) -> tuple[Tensor, Tensor]:
-    """Patches whose windows reach row y of the map, and that row, (patches, channels * width)."""
-    n = len(cols.starts)
-    reach = [i for i, start in enumerate(rows.starts) if start <= y < start + rows.size]
-    numbers = (torch.tensor(reach, dtype=torch.long)[:, None] * n + torch.arange(n)).flatten()
-    full = windows.new_zeros(len(numbers), windows.shape[1], width)
-    for k, i in enumerate(reach):
-        for j, start in enumerate(cols.starts):
-            inside, part = _clip(start, cols.size, width)
-            full[k * n + j, :, inside] = windows[i * n + j, :, y - rows.starts[i], part]
-    return numbers, full.flatten(1)
+def _apart(windows: Tensor, rows: Span, cols: Span) -> Tensor:
+    """Windows by row and column of the patch grid: (i, j, rows.size, cols.size, channels)."""
+    grid = len(rows.starts), len(cols.starts)
+    return windows.unflatten(0, grid).permute(0, 1, 3, 4, 2)
+
+
+def _row_of(
+    apart: Tensor, rows: Span, cols: Span, y: int, left: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Patches whose windows reach row y of the map, and that row, (patches, width * channels)."""
+    n = torch.arange(len(cols.starts))
+    reach = torch.tensor([i for i, s in enumerate(rows.starts) if s <= y < s + rows.size]).long()
+    lines = apart[reach, :, y - torch.tensor(rows.starts)[reach]]  # (i, j, cols.size, channels)
+    full = apart.new_zeros(len(reach), len(n), width, apart.shape[4])
+    place = torch.tensor(cols.starts)[:, None] + left + torch.arange(cols.size)
+    full[:, n[:, None], place] = lines
+    return (reach[:, None] * len(n) + n).flatten(), full.flatten(2).flatten(0, 1)
 
 
 def _placed(
