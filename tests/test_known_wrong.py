@@ -325,3 +325,26 @@ def test_rows_of_a_float_tensor_are_tokens():
     factors = bilrp.factor(nets.mlp(1), [V, V2], GAMMA)
     assert [f.grid for f in factors] == [(6,), (6,)]
     assert F.relu(factors[0].features).shape == (5,)
+
+
+class Lying(nn.Module):
+    """A network that sees how its maps lie in memory: by a view, or by a stride."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 3, padding=1), how
+
+    def forward(self, x):
+        maps = self.conv(x).relu()
+        if self.how == "view":
+            return maps.view(len(maps), -1)
+        return (maps * maps.stride(1)).flatten(1)
+
+
+@pytest.mark.parametrize("how", ["view", "stride"])
+def test_how_maps_lie_in_memory_changes_nothing(how):
+    """The engine runs networks with channels last, where they let it."""
+    model = nets.randomise(Lying(how), 3)
+    image = nets.image(3, 8, 12)
+    torch.testing.assert_close(bilrp.features(model, image), model(image[None]))
+    nets.contract(model, image, GAMMA)
