@@ -348,3 +348,15 @@ def test_how_maps_lie_in_memory_changes_nothing(how):
     image = nets.image(3, 8, 12)
     torch.testing.assert_close(bilrp.features(model, image), model(image[None]))
     nets.contract(model, image, GAMMA)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_one_row_of_patches_through_fields_that_overlap(shape):
+    """Windows of one row lie over each other in memory; nothing may be written into them."""
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 3))
+    model = nets.randomise(nn.Sequential(*layers, nn.ReLU()), 5)
+    e = bilrp.explain(model, nets.image(1, *shape), nets.image(2, *shape), GAMMA, patch=8)
+    whole = bilrp.explain(model, nets.image(1, *shape), nets.image(2, *shape), GAMMA, patch=1)
+    rows, cols = (n // 8 for n in shape)
+    summed = whole.relevance.view(rows, 8, cols, 8, rows, 8, cols, 8).sum((1, 3, 5, 7))
+    torch.testing.assert_close(e.relevance, summed)

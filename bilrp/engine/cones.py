@@ -203,7 +203,7 @@ def _places(winners: Winners, rows: Span, cols: Span, width: int) -> Tensor:
     across = index - row * winners.shape[2] - (n * g.stride[1] - g.padding[1])
     corner = torch.arange(rows.size, device=index.device)[:, None] * width * g.stride[0]
     corner = corner + torch.arange(cols.size, device=index.device) * g.stride[1]
-    return cut(down * width + across, rows, cols).add_(corner)
+    return cut(down * width + across, rows, cols) + corner  # cut may share memory
 
 
 def union(spans: list[Span]) -> Span:
