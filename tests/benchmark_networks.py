@@ -107,7 +107,6 @@ def measured(name: str, way: str, dims: int) -> dict[str, float]:
     """Processor seconds of one pair, 2 factors and their product; of `dims` rows where pulled."""
     torch.set_num_threads(1)
     model, (x, x2) = network(name), images(2)
-    trace = bilrp.Trace(model, x[None], RULE)
     owners = owners_of(x[None], PATCH, None)
     theirs = without_batch_norms(model) if name == "resnet50" and way == "other" else model
     before = peak_memory("cpu", reset=True)
