@@ -101,7 +101,10 @@ class GalleryErrors(SphinxDirective):
         head = ["What", "Layer", "Gamma", "Directions", "Pairs", "Median", "At most"]
         rows = [
             [r["of"], r["layer"], r["gamma"], r["directions"], r["pairs"]]
-            + [f"{100 * r[of]:.2g} %" for of in ("median", "most")]
+            + [
+                f"{100 * r[of]:.1f} %" if r[of] > 1e-4 else "below 0.01 %"
+                for of in ("median", "most")
+            ]
             for r in gallery()["errors"]
         ]
         cells = [[f"<td>{cell}</td>" for cell in row] for row in rows]
