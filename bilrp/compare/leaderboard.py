@@ -306,7 +306,6 @@ def summary(cell: Cell, kept: dict) -> dict:
     row["seconds"] = sorted(r["seconds"] for r in records)[len(records) // 2]
     row["scores"] = [r["score"] for r in records]
     row["nulls"] = [r["null"] for r in records]
-    row["groups"] = groups
     return row
 
 

@@ -10,7 +10,7 @@ const ROOTS_CSS = `
   .controls { flex: 1 1 100%; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem;
     justify-content: center; align-items: center; }
   label { display: inline-flex; align-items: center; gap: .4rem; margin: 0; }
-  input { width: 8.5rem; margin: 0; accent-color: currentColor; }
+  input { width: 8.5rem; margin: 0; accent-color: var(--pst-color-primary, #0b5394); }
   output { min-width: 2.6em; padding: 0; }
   button { font: inherit; color: inherit; background: none; border: 1px solid #888;
     border-radius: 4px; padding: .1rem .6rem; cursor: pointer; }
