@@ -156,7 +156,8 @@ const change = (view, title, v) =>
 
 function writeNumbers(view, list) {
   const { at, kind, pair, data, names, sums, y } = view;
-  const line = view.find(".numbers"), biases = y ? `biases ${percent(data.bias)}` : "";
+  const line = view.find(".numbers"), some = y && Math.abs(data.bias) >= 5e-5;
+  const biases = some ? `biases ${percent(data.bias)}` : "";
   line.replaceChildren("y = ", make("b", plain(y)));
   if (biases) line.append(`: ${kind.many} carry ${percent(1 - data.bias)}, ${biases}`);
   if (!at) return line.append(` · Point at a ${kind.one}.`);

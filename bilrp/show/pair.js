@@ -30,7 +30,8 @@ const total = (numbers) => numbers.reduce((sum, v) => sum + v, 0);
 
 const plain = (v) => String(Number(v.toPrecision(4))).replace("-", "−");
 const percent = (part) =>
-  `${(100 * part).toFixed(Math.abs(part) < 0.09995 ? 2 : 1).replace("-", "−")} %`;
+  `${(100 * part).toFixed(Math.abs(part) < 0.09995 ? 2 : 1)
+    .replace(/^-(?=0\.0+$)/, "").replace("-", "−")} %`;
 const many = (n, what, plural) => `${n} ${n === 1 ? what : plural}`;
 
 const make = (tag, textContent = "", className = "") =>
