@@ -240,7 +240,7 @@ def column(layer: int, options: argparse.Namespace, peak: dict) -> tuple[dict[st
     row("peak MB, before any explanation", ".0f", get("exact", "before"))
     row("GFLOP, exact", ".1f", get("exact", "flop") / 1e9)
     best = peak.get("speed", float("nan")) / 1e9
-    title = f"GFLOP/s, exact (best matrix product: {best:.0f})"
+    title = f"GFLOP/s, exact (a large matrix product: {best:.0f})"
     row(title, ".1f", get("exact", "flop") / seconds / 1e9)
     return cells, [f"{n}, layer {layer}: {r['error']}" for n, r in found.items() if "error" in r]
 
