@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.maps import Affine, Linear, Sink, Winners, channels_last
+from bilrp.engine.maps import Affine, Linear, Sink, Winners, beside, channels_last
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.record import Ref, Value, _given, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import CPLRP, AttnLRP, RuleBook
 from bilrp.engine.windows import Geometry
+
+FEW = 4  # maps that are worth being turned in memory before a convolution
 
 
 @dataclass
@@ -228,6 +230,14 @@ def _same(value: Value, run: Run) -> Linear:
 def _join(value: Value, run: Run) -> Linear:
     parents = refs((value.args, value.kwargs))
     fn = again(_with_numbers(value), run, parents)
+    joined = value.args[0] if value.args else []
+    if value.name == "cat" and all(isinstance(t, Ref) for t in joined) and value.data.dim() == 4:
+        order = [parents.index(t.number) for t in joined]
+        dim = 1 + _given(value.args, value.kwargs, 1, "dim", 0) % 4
+
+        def fn(*rows: Tensor) -> Tensor:
+            return beside([rows[k] for k in order], dim)
+
     return Linear(parents, fn, sinks=offset(value, run), moves=len(parents) == 1)
 
 
@@ -504,7 +514,9 @@ def _conv(value: Value, run: Run) -> Linear:
     conv = getattr(F, value.name)
 
     def op(v: Tensor, w: Tensor) -> Tensor:
-        flat = channels_last(v.flatten(0, 1)) if n == 2 else v.flatten(0, 1)
+        flat = v.flatten(0, 1)
+        if n == 2 and (len(flat) <= FEW or flat.is_contiguous(memory_format=torch.channels_last)):
+            flat = channels_last(flat)
         flat = flat if frame is None else F.pad(flat, frame)
         return conv(flat, w, **options).unflatten(0, v.shape[:2])
 

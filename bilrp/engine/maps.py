@@ -159,6 +159,15 @@ def channels_last(maps: Tensor) -> Tensor:
     return turned.permute(0, 3, 1, 2)
 
 
+def beside(rows: list[Tensor], dim: int) -> Tensor:
+    """Rows side by side; of maps with channels last in memory, such ones."""
+    if rows[0].dim() == 5:
+        turned = [t.movedim(2, -1) for t in rows]
+        if all(t.is_contiguous() for t in turned):
+            return torch.cat(turned, (0, 1, 4, 2, 3)[dim]).movedim(-1, 2)
+    return torch.cat(rows, dim)
+
+
 def shared_out(target: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """target / z, 0 where z is 0; and the part of the target that this leaves, None if it is 0."""
     f = target / z

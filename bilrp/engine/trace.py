@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
-from bilrp.engine.maps import Local, Sink, adjoint, channels_last
+from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
 from bilrp.engine.plan import Plan, Stage
 from bilrp.engine.record import Record, exact, place_and_format, shadow
 from bilrp.engine.rules import RuleBook, Rules
@@ -428,22 +427,12 @@ class Trace:
 
 def _with_sinks(p: Tensor | Living, m: Tensor | None, stage: Stage, at: int) -> Pair:
     """Rows with those of the sinks that begin here, which stand from row `at` on."""
-    first = stage.sinks[0].part[None]
-    parts = reduce(below, (s.part[None] for s in stage.sinks[1:]), first)
+    parts = beside([s.part[None] for s in stage.sinks], 0)
     if isinstance(p, Living):
         return p.with_owners(torch.cat([parts.new_zeros(at - len(p), *parts.shape[1:]), parts])), m
     parts = parts.to(p)
-    p = below(_padded(p, at), parts)
-    return p, None if m is None else below(_padded(m, at), parts.abs())
-
-
-def below(rows: Tensor, more: Tensor) -> Tensor:
-    """More rows after some; maps with channels last in memory stay so."""
-    if rows.dim() == 5:
-        turned = [t.movedim(2, -1) for t in (rows, more)]
-        if all(t.is_contiguous() for t in turned):
-            return torch.cat(turned).movedim(-1, 2)
-    return torch.cat([rows, more])
+    p = beside([_padded(p, at), parts], 0)
+    return p, None if m is None else beside([_padded(m, at), parts.abs()], 0)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
