@@ -360,3 +360,17 @@ def test_one_row_of_patches_through_fields_that_overlap(shape):
     rows, cols = (n // 8 for n in shape)
     summed = whole.relevance.view(rows, 8, cols, 8, rows, 8, cols, 8).sum((1, 3, 5, 7))
     torch.testing.assert_close(e.relevance, summed)
+
+
+def test_only_layers_of_one_term_run_on_living_neurons():
+    """Terms side by side in channels are no product of weights with what comes in."""
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = nets.randomise(nn.Sequential(*layers, nn.ReLU()), 2)
+    image = nets.image(0, 16, 24)
+    image[:, 2:7, 3:9] = 0
+    rules = {1: GAMMA, range(2, 99): bilrp.ZB(0.0, 100.0)}
+    trace = bilrp.Trace(model, image[None], rules)
+    several = [s for s in trace.steps if s.local and len(s.local.terms[0].factors) > 1]
+    assert len(several) == 2
+    assert all(trace.living_cost(s, 4) == float("inf") for s in several)
+    nets.contract(model, image, rules)

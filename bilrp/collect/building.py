@@ -192,6 +192,8 @@ def _prepare(path: Path, about: About, inputs: Inputs, keep: Keep) -> list[int]:
         arrays.create_array(
             "features", shape=(about.count, size), chunks=(about.chunk, size), dtype="float32"
         )
+        if keep is not None:
+            arrays.create_group("factors")  # before any worker, for they would all want to
         if isinstance(keep, Basis):
             rows = keep.rows.numpy()
             arrays.create_array("basis", data=rows)
@@ -199,6 +201,8 @@ def _prepare(path: Path, about: About, inputs: Inputs, keep: Keep) -> list[int]:
         write_whole(path / "store.json", about.text())
         return list(range(about.chunks))
     About.read(path).refuse_unless(about, path)
+    if keep is not None:
+        zarr.open_group(path / "arrays", mode="r+").require_group("factors")
     store = Store(path)
     for k in store.check():  # a chunk without its record is made anew
         tqdm.write(f"chunk {k} of {path} is damaged and is made anew")
@@ -314,7 +318,7 @@ def make_chunk(job: Job, k: int, part: Inputs) -> int:
         arrays["features"][start:stop] = values
         sums, factors = {"features": sha256(values)}, {}
         if job.keep is not None:
-            group = arrays.require_group("factors").create_group(f"{k:05}", overwrite=True)
+            group = arrays["factors"].create_group(f"{k:05}", overwrite=True)
             for i, x in good.items():
                 packed = pack(factor(model, x, job.rules, patch=job.about.patch), job.keep)
                 factors[i] = dict(packed.about)

@@ -269,8 +269,7 @@ class Trace:
             not isinstance(local, Local)
             or local.affine.geometry is None
             or local.affine.groups > 1
-            or len(local.terms) > 1
-            or local.terms[0].factors[0] is not None
+            or [t.factors for t in local.terms] != [[None]]
             or self.features.device.type != "cpu"
         ):
             return float("inf")
