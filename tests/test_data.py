@@ -240,7 +240,10 @@ def test_wrong_member_is_refused_with_all_of_its_archive(world):
     assert world.kept() == []
 
 
-@pytest.mark.parametrize("archive", [b"no archive at all", tar_gz({"x": A})[:-20]])
+# Named, since an archive holds the second it was made in: two workers would find different tests.
+@pytest.mark.parametrize(
+    "archive", [b"no archive at all", tar_gz({"x": A})[:-20]], ids=["text", "cut"]
+)
 def test_unreadable_archive(archive):
     with pytest.raises(DataError):
         fetching.read_member(archive, "pack/a.bin")
