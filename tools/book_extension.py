@@ -102,7 +102,7 @@ class GalleryErrors(SphinxDirective):
         rows = [
             [r["of"], r["layer"], r["gamma"], r["directions"], r["pairs"]]
             + [
-                f"{100 * r[of]:.1f} %" if r[of] > 1e-4 else "below 0.01 %"
+                f"{100 * r[of]:.2g} %" if r[of] > 1e-4 else "below 0.01 %"
                 for of in ("median", "most")
             ]
             for r in gallery()["errors"]

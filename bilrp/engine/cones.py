@@ -8,7 +8,7 @@ patches are put together where the windows end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.engine.maps import Affine, Local, Winners
+from bilrp.engine.maps import Affine, Local, Winners, beside
 from bilrp.engine.owners import Patches
 from bilrp.engine.plan import Stage
 from bilrp.engine.trace import Trace
@@ -128,8 +128,8 @@ class Cones:
         linear = stage.linear
         assert linear is not None
         if linear.winners is not None:
-            p = _pooled(linear.winners, w.p, w, frame, rows, cols)
-            m = None if w.m is None else _pooled(linear.winners, w.m, w, frame, rows, cols)
+            pool = _pool(linear.winners, w, frame, rows, cols)
+            p, m = pool(w.p), None if w.m is None else pool(w.m)
         else:
             affine = linear.affine
             assert affine is not None
@@ -163,33 +163,41 @@ class Cones:
 
         for t in local.terms:
             parts = [w.p if v is None else cut_times(w.p, v[0], w.rows, w.cols) for v in t.factors]
-            moved = local.times(op, parts[0] if len(parts) == 1 else torch.cat(parts, 1), t.weight)
+            moved = local.times(op, beside(parts, 1), t.weight)
             cut_times(moved, local.scales[t.number][0], rows, cols, out=moved)
             total = moved if total is None else total.add_(moved)
         assert total is not None
         return total
 
 
-def _pooled(
-    winners: Winners, parts: Tensor, w: Windows, frame: tuple, rows: Span, cols: Span
-) -> Tensor:
-    """Windows through max-pooling: each output takes what its winner has."""
+def _pool(
+    winners: Winners, w: Windows, frame: tuple, rows: Span, cols: Span
+) -> Callable[[Tensor], Tensor]:
+    """Max-pooling of such windows: each output takes what its winner has."""
     g = winners.geometry
+    left, right, top, bottom = frame
     if g.kernel == g.stride and g.dilation == (1, 1):
         # No input is in two fields: all but the winners are silenced, and the fields summed.
-        won = parts.new_zeros(winners.shape).flatten(1)
+        won = w.p.new_zeros(winners.shape).flatten(1)
         won = won.scatter_(1, winners.index.flatten(1), 1).view(winners.shape)
-        alone = cut_times(parts, won, w.rows, w.cols)
-        left, right, top, bottom = frame
-        around = (top, left) if top == bottom and left == right else None
-        if around is None or any(2 * p > k for p, k in zip(around, g.kernel, strict=True)):
-            alone, around = F.pad(alone, frame), (0, 0)
-        return F.avg_pool2d(alone, g.kernel, padding=around, divisor_override=1)
-    padded = F.pad(parts, frame)
-    places = _places(winners, rows, cols, padded.shape[3])
-    flat, index = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (padded, places))
-    out = flat.gather(1, index).unflatten(1, (rows.size, cols.size))
-    return out.permute(0, 3, 1, 2)
+        even = top == bottom and left == right
+        inside = even and 2 * top <= g.kernel[0] and 2 * left <= g.kernel[1]
+
+        def summed(parts: Tensor) -> Tensor:
+            alone = cut_times(parts, won, w.rows, w.cols)
+            alone = alone if inside else F.pad(alone, frame)
+            around = (top, left) if inside else (0, 0)
+            return F.avg_pool2d(alone, g.kernel, padding=around, divisor_override=1)
+
+        return summed
+    places = _places(winners, rows, cols, w.p.shape[3] + left + right)
+    index = places.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def gathered(parts: Tensor) -> Tensor:
+        flat = F.pad(parts, frame).permute(0, 2, 3, 1).flatten(1, 2)
+        return flat.gather(1, index).unflatten(1, (rows.size, cols.size)).permute(0, 3, 1, 2)
+
+    return gathered
 
 
 def _places(winners: Winners, rows: Span, cols: Span, width: int) -> Tensor:

@@ -161,6 +161,8 @@ def channels_last(maps: Tensor) -> Tensor:
 
 def beside(rows: list[Tensor], dim: int) -> Tensor:
     """Rows side by side; of maps with channels last in memory, such ones."""
+    if len(rows) == 1:
+        return rows[0]
     if rows[0].dim() == 5:
         turned = [t.movedim(2, -1) for t in rows]
         if all(t.is_contiguous() for t in turned):
@@ -196,8 +198,7 @@ class Term:
     number: int
 
     def given(self, rows: Tensor) -> Tensor:
-        parts = [rows if v is None else v * rows for v in self.factors]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return beside([rows if v is None else v * rows for v in self.factors], 2)
 
 
 class Local:
@@ -275,7 +276,7 @@ class Local:
         return [([v for v, _ in branch.terms], torch.cat([w for _, w in branch.terms], 1))]
 
     def _op(self, vs: list[Tensor], w: Tensor) -> Tensor:
-        return self.affine.op((vs[0] if len(vs) == 1 else torch.cat(vs, 1))[None], w)[0]
+        return self.affine.op(beside(vs, 1)[None], w)[0]
 
     def _denominator(self, branch: Branch, terms: list[tuple[list[Tensor], Tensor]]) -> Tensor:
         if branch.z is not None:
