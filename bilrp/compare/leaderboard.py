@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from bilrp.compare.intervals import Interval, bootstrap, sharing_interval
 from bilrp.compare.methods import METHODS, Method
-from bilrp.compare.truths import TRUTHS, Pair, Truth
+from bilrp.compare.truths import TRUTHS, Pair, Truth, judge_removal
 from bilrp.engine.rules import Gamma, Rules
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -199,6 +199,22 @@ def pairs_of(truth: Truth, count: int) -> list[Pair]:
     return truth.pairs(count)
 
 
+def judgeable(cell: Cell, count: int) -> list[Pair]:
+    """The first pairs of a cell; those of which no true pair is left at its patch are passed over.
+
+    What moves by half a small patch need not show at a coarse one.
+    """
+    if cell.patch == cell.truth.patch or cell.truth.judge is judge_removal:  # has no true pairs
+        return pairs_of(cell.truth, count)
+    asked = count
+    while True:
+        pairs = pairs_of(cell.truth, asked)
+        found = [p for p in pairs if bool(p.true(cell.patch).any())]
+        if len(found) >= count or len(pairs) < asked:
+            return found[:count]
+        asked *= 2
+
+
 def judge(cell: Cell, pair: Pair, number: int) -> dict:
     """Explain one pair and judge it: the record of `Truth.judge`, seconds, group, what varied."""
     several = models(cell.network)
@@ -228,7 +244,7 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
         kept = found if found["key"] == kept["key"] else kept
     if kept["refused"] or len(kept["pairs"]) >= count:
         return kept
-    pairs = pairs_of(cell.truth, count)
+    pairs = judgeable(cell, count)
     for number in range(len(kept["pairs"]), min(count, len(pairs))):
         if kept["refused"] or time.time() > until:
             break
