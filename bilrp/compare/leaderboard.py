@@ -238,7 +238,7 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
     dict
         "pairs", a list of records, and "refused", why the method cannot do this, or None.
     """
-    kept: dict[str, Any] = {"key": code_key(), "pairs": [], "refused": None}
+    kept: dict[str, Any] = {"key": code_key(cell.method), "pairs": [], "refused": None}
     if cell.path.is_file():
         found = json.loads(cell.path.read_text(encoding="utf-8"))
         kept = found if found["key"] == kept["key"] else kept
@@ -272,19 +272,36 @@ def write(path: Path, content: object) -> None:
 
 
 @cache
-def code_key() -> str:
-    """Checksum of the code that decides the numbers; comments and docstrings aside."""
+def code_key(method: Method | None = None) -> str:
+    """Checksum of the code that decides the numbers; comments and docstrings aside.
+
+    For one method, functions that others are registered by do not count: a new one makes nothing
+    old. A method that is registered elsewhere counts with its own source.
+    """
     total = hashlib.sha256()
     files = [*PACKAGE.glob("engine/*.py"), *PACKAGE.glob("models/*.py")]
     names = ("altered", "baselines", "controls", "methods", "metrics", "truths")
     files += [PACKAGE / "compare" / f"{name}.py" for name in names]
     for path in sorted(files):
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        if method and path.stem == "methods":
+            tree.body = [n for n in tree.body if _registers(n) in (None, method.name)]
         for node in ast.walk(tree):
             if _has_doc(node):
                 node.body[0].value.value = ""  # type: ignore[attr-defined]
         total.update(ast.dump(tree).encode())
+    function = getattr(method and method.function, "func", method and method.function)
+    if function is not None and function.__module__ != Method.__module__:
+        total.update(inspect.getsource(function).encode())
     return total.hexdigest()[:16]
+
+
+def _registers(node: ast.stmt) -> str | None:
+    """The name that a function is registered under by its decorator, if it is."""
+    for call in getattr(node, "decorator_list", ()):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "add_method":
+            return ast.literal_eval(call.args[0])
+    return None
 
 
 def _has_doc(node: ast.AST) -> bool:

@@ -52,7 +52,9 @@ class Method:
     slow: bool = False
 
     def __call__(self, model: nn.Module, x: Tensor, x2: Tensor, patch: int, **context) -> Tensor:
-        """Scores of all pairs of patches."""
+        """Scores of all pairs of patches; ValueError if an input has no such patches."""
+        for side in (x, x2):
+            patch_grid(side, patch)
         return self.function(model, x, x2, patch, **context)
 
 

@@ -88,9 +88,21 @@ def auc(scores: Tensor, true: Tensor) -> float:
 
     Unlike a share it does not change with an offset, so a method whose scores are all positive
     loses nothing by that.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, a score is not finite, or all pairs are true or none is.
     """
     from scipy.stats import rankdata
 
+    if scores.shape != true.shape or true.dtype != torch.bool:
+        raise ValueError(
+            f"scores and true must have one shape, true of bool; got {tuple(scores.shape)} and "
+            f"{tuple(true.shape)} of {true.dtype}"
+        )
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores hold NaN or infinite numbers, which cannot be put in order")
     flat, mask = scores.detach().flatten().double().numpy(), true.flatten().numpy()
     positive, negative = int(mask.sum()), int((~mask).sum())
     if not positive or not negative:
@@ -198,6 +210,13 @@ def _removal(scores: Tensor, patch: int, model: nn.Module, inputs: tuple[Tensor,
     return float(sum(y[STEPS - 1 :]) - sum(y[: STEPS - 1])) / (STEPS - 1) / whole
 
 
+def _check(count: int, size: int = SIZE) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a whole number of pairs >= 1, got {count!r}")
+    if not isinstance(size, int) or size < 32 or size % 16:
+        raise ValueError(f"size must be 32, 48, 64, ... pixels, got {size!r}")
+
+
 # --- (a) toy digits --------------------------------------------------------------------------
 
 
@@ -209,6 +228,7 @@ def toy_pairs(count: int) -> list[Pair]:
     """Two rows of six digits with at least one match; true pairs are equal digits."""
     from bilrp.models.toy import DIGITS, PLACES, matches
 
+    _check(count)
     generator = torch.Generator().manual_seed(300)
     found: list[Pair] = []
     while len(found) < count:
@@ -245,7 +265,15 @@ def planted_pairs(count: int, objects: int = 1, size: int = SIZE) -> list[Pair]:
         1 or 2.
     size : int
         Side of the images in pixels.
+
+    Raises
+    ------
+    ValueError
+        If `count` is no number of pairs, `objects` neither 1 nor 2, or `size` not 32, 48, 64, ...
     """
+    _check(count, size)
+    if objects not in (1, 2):
+        raise ValueError(f"objects must be 1 or 2, got {objects!r}: more find no room apart")
     photos = book_photos(size)
     generator = torch.Generator().manual_seed(13)
     found = []
@@ -325,6 +353,7 @@ WARPS = (
 
 def warped_pairs(count: int, size: int = SIZE) -> list[Pair]:
     """A photo, and the same mirrored, turned, enlarged or tilted, in another light."""
+    _check(count, size)
     margin = size // 4
     photos = book_photos(size + 2 * margin)
     inner = (..., slice(margin, -margin), slice(margin, -margin))
@@ -368,6 +397,7 @@ def film_pairs(count: int, size: int = SIZE) -> list[Pair]:
     """
     from bilrp.book import data
 
+    _check(count, size)
     photos = data.stereo(size)
     row = torch.arange(float(size))[:, None].expand(size, size)
     col = row.T
@@ -435,6 +465,7 @@ def table_pairs(count: int) -> list[Pair]:
     """
     from bilrp.book import tables
 
+    _check(count)
     size, found = (80, 112), []
     for k in range(count):
         numbers = [n for row in tables.numbers(2, 2, 900 + k) for n in row]
@@ -486,6 +517,7 @@ def _bigrams(page, page2) -> Callable[[int], Tensor]:
 
 def photo_pairs(count: int, size: int = SIZE) -> list[Pair]:
     """Two different photos; nothing is known of them but what the network says, covered or not."""
+    _check(count, size)
     photos = book_photos(size)
     generator = torch.Generator().manual_seed(17)
     found = []

@@ -81,7 +81,7 @@ class Patches(Groups):
 
     def __init__(self, batch: Tensor, patch: int) -> None:
         height, width = batch.shape[2:]
-        if height % patch or width % patch:
+        if patch < 1 or height % patch or width % patch:
             both = math.gcd(height, width)
             fits = [d for d in range(1, both + 1) if both % d == 0]
             raise ValueError(
