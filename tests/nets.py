@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 import bilrp
-from bilrp.engine.owners import one_input
+from bilrp.engine.owners import one_input, owners_of
 
 
 def randomise(model: nn.Module, seed: int, bias: bool = True) -> nn.Module:
@@ -186,7 +186,8 @@ def contract(model: nn.Module, x: Tensor, rules=None, seed: int = 0) -> bilrp.Tr
         warnings.simplefilter("ignore", UserWarning)  # of cancellation: LRP-0 of anything
         trace = bilrp.Trace(model, batch, rules)
         patch = math.gcd(*batch.shape[2:]) if batch.dim() == 4 else 1
-        f = bilrp.factor(model, x, rules, patch=patch // 2 if patch % 2 == 0 else patch)
+        patch = patch // 2 if patch % 2 == 0 else patch
+        f = bilrp.factor(model, x, rules, patch=patch)
     assert not model.training
     with torch.no_grad():
         expected = model(batch)
@@ -212,6 +213,15 @@ def contract(model: nn.Module, x: Tensor, rules=None, seed: int = 0) -> bilrp.Tr
         assert float(((pushed * c).flatten(1).sum(1) - pulled).abs().max()) <= 1e-10 * float(
             size.max() * c.abs().sum()
         )
+
+    if trace.input.is_floating_point() and expected.numel() <= 4000:
+        one_by_one = torch.randn(3, *expected.shape, dtype=torch.float64, generator=generator)
+        owners = owners_of(batch, patch, None)
+        pooled = owners.pool(trace.pull_rows(one_by_one)[0])
+        found = f.dense() @ one_by_one.flatten(1).T
+        bound = f.dense().abs() @ one_by_one.abs().flatten(1).T
+        wrong = (found - pooled).abs() > 1e-9 * bound.max() + 1e-30
+        assert not bool(wrong.any()), "owners have other parts than pulling back gives them"
 
     own = f.owned()
     torch.testing.assert_close(f.features, expected.flatten())

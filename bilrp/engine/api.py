@@ -9,7 +9,6 @@ depend on one input alone:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -201,9 +200,26 @@ def explain(
         else:
             factors.append(factor(m, v, rules, chunk=chunk, **options))
     first, second = factors
+    if isinstance(x, Factor) and isinstance(x2, Factor):
+        _refuse_options_of_factors(first, second, rules, options)
     e = combined(first, second, similarity, encoders=models[0] is not models[1])
-    _warn_of_cancellation(e)
     return e
+
+
+def _refuse_options_of_factors(
+    first: Factor, second: Factor, rules: Rules | None, options: dict[str, Any]
+) -> None:
+    """What was decided when the factors were made cannot be asked for now."""
+    given = [k for k in ("groups", "project", "dtype", "device") if options[k] is not None]
+    given += [k for k, usual in (("patch", 8), ("seed", 0)) if options[k] != usual]
+    if rules is not None:
+        told = str(RuleBook(rules))
+        given += ["rules"] * any(f.identity.rules != told for f in (first, second))
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: both inputs are factors, which were made before and stay as "
+            "they are. Give it to bilrp.factor, or give the inputs"
+        )
 
 
 def _check_model(model: nn.Module) -> None:
@@ -214,17 +230,6 @@ def _check_model(model: nn.Module) -> None:
         )
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
-
-
-def _warn_of_cancellation(e: Explanation) -> None:
-    size = float(e.relevance.abs().sum(dtype=torch.float64))
-    if size > 1e4 * abs(e.similarity) > 0:
-        warnings.warn(
-            f"the magnitudes of the relevances add up to {size / abs(e.similarity):.1e} times the "
-            "similarity: the explanation is mostly cancellation. Use a larger gamma.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 @overload

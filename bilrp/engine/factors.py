@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.explanation import Explanation
-from bilrp.engine.record import exact
+from bilrp.engine.record import exact, leaves
+from bilrp.engine.registered import registered_functions, registered_modules
+from bilrp.engine.rules import told
 from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
 FORMAT = 1  # of saved factors
@@ -28,7 +31,7 @@ class Identity:
     Attributes
     ----------
     model : str
-        Checksum of all weights, buffers and the printed structure.
+        Checksum of structure and numbers, see `fingerprint`.
     rules : str
     projection : str
     """
@@ -52,15 +55,39 @@ class Identity:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Checksum of a model's structure, parameters and buffers."""
+    """Checksum of a model: structure, numbers of all kinds, hooks, and the maps registered for it.
+
+    Code counts by its names alone: two forward functions of one name are not told apart.
+    """
     total = zlib.crc32(repr(model).encode())
     for name, t in sorted(
         {**dict(model.named_parameters()), **dict(model.named_buffers())}.items()
     ):
-        total = zlib.crc32(f"{name} {tuple(t.shape)} {t.dtype}".encode(), total)
-        data = t.detach().cpu().contiguous().flatten()
-        total = zlib.crc32(data.view(torch.uint8).numpy().data, total) if data.numel() else total
+        total = _with_tensor(name, t, total)
+    maps = registered_modules()
+    for name, m in model.named_modules():
+        for key, v in sorted(vars(m).items()):
+            if "hooks" in key and isinstance(v, dict):
+                v = [getattr(f, "__qualname__", type(f).__name__) for f in v.values()]
+            elif key == "training" or key.startswith("_"):
+                continue
+            for item in leaves(v):
+                if isinstance(item, Tensor):
+                    total = _with_tensor(f"{name}.{key}", item, total)
+                elif isinstance(item, bool | int | float | str):
+                    total = zlib.crc32(f"{name}.{key} {item!r}".encode(), total)
+        for kind in type(m).__mro__:
+            if kind in maps:
+                total = zlib.crc32(f"{name} {told(maps[kind])}".encode(), total)
+    for name, builder in sorted(registered_functions().items()):
+        total = zlib.crc32(f"{name} {told(builder)}".encode(), total)
     return f"{total:08x}"
+
+
+def _with_tensor(name: str, t: Tensor, total: int) -> int:
+    total = zlib.crc32(f"{name} {tuple(t.shape)} {t.dtype}".encode(), total)
+    data = t.detach().cpu().contiguous().flatten()
+    return zlib.crc32(data.view(torch.uint8).numpy().data, total) if data.numel() else total
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +248,12 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
     difference = first.identity.difference(second.identity, encoders)
     if difference:
         raise ValueError(f"the factors are of different models or makes: {difference}")
+    formats = first.features.dtype, second.features.dtype
+    if formats[0] != formats[1] or first.features.device != second.features.device:
+        raise ValueError(
+            f"the factors are of {formats[0]} on {first.features.device} and {formats[1]} on "
+            f"{second.features.device}: bring one to the other by .to(device, dtype)"
+        )
     if len(first.features) != len(second.features):
         raise ValueError(
             "the two inputs have different numbers of features, "
@@ -241,6 +274,8 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
         estimate=estimate,
         sides=len(first.grid),
     )
+    if similarity != "-l2":  # of a distance, what is near 0 is near
+        _warn_of_cancellation(made)
     if similarity == "dot":
         return made
     own, own2 = _similarity(first, first), _similarity(second, second)
@@ -267,6 +302,18 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
         if estimate is None
         else 2 * estimate - _dot(first, first) - _dot(second, second),
     )
+
+
+def _warn_of_cancellation(e: Explanation) -> None:
+    size = max(float(t.abs().sum(dtype=torch.float64)) for t in (e.relevance, e.ledger))
+    if size > 1e4 * abs(e.similarity):
+        times = f"{size / abs(e.similarity):.1e} times the" if e.similarity else "more than no"
+        warnings.warn(
+            f"the magnitudes of the explanation add up to {times} similarity: it is mostly "
+            "cancellation. Use a larger gamma.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def rows_of(

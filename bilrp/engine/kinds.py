@@ -13,9 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from bilrp.engine.maps import Affine, Linear, Sink, Winners, beside, channels_last
+from bilrp.engine.maps import (
+    Affine,
+    Linear,
+    Sink,
+    Winners,
+    adjoint,
+    beside,
+    channels_last,
+)
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.record import Ref, Value, _given, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
@@ -99,7 +107,10 @@ def made_of(value: Value, run: Run) -> Made:
         return registered(value, run.values)
     if value.name not in _KINDS:
         raise refusal(value, "has no relevance map")
-    return _KINDS[value.name](value, run)
+    try:
+        return _KINDS[value.name](value, run)
+    except (IndexError, TypeError, ValueError) as error:
+        raise refusal(value, "was given its arguments in a way that is not known") from error
 
 
 def _module(value: Value, run: Run) -> ModuleCall:
@@ -348,8 +359,21 @@ def is_mask(n: int, run: Run) -> bool:
     for value in run.values[len(run.masks) :]:  # in the order in which they were made
         given = value.inputs
         made_of_masks = bool(given) and all(run.masks[k] for k in given)
-        run.masks.append(value.data.dtype == torch.bool or made_of_masks)
+        alone = value.data.dtype == torch.bool or _gated_number(value, run)
+        run.masks.append(alone or made_of_masks)
     return run.masks[n]
+
+
+def _gated_number(value: Value, run: Run) -> bool:
+    """Whether a recurrent layer lets a number through a gate, such as its first state.
+
+    The signal takes all, and a number is nobody's but its own.
+    """
+    cell = isinstance(value.place.module, nn.RNNBase | nn.RNNCellBase)
+    if not cell or value.name != "mul" or len(value.inputs) != 1:
+        return False
+    gate = run.values[value.inputs[0]].name == "sigmoid"
+    return gate and any(isinstance(t, Tensor) and t.dim() for t in value.args)
 
 
 # --- sums and means --------------------------------------------------------------------------
@@ -367,7 +391,9 @@ def _add(value: Value, run: Run) -> Linear:
             weights[t.number] = weights.get(t.number, 0) + factor
             continue
         if isinstance(t, Ref):  # such as positions, counted from where the padding is
-            name, t = run.values[t.number].place.name, run.data(t.number)
+            made = run.values[t.number]
+            known = (run.names.get(id(n)) for n in tensors((made.args, made.kwargs)))
+            name, t = next(filter(None, known), made.place.name), made.data
         else:
             name = run.named(t, value)
         part = (numeric(t).to(value.data) * factor).expand(shape)
@@ -452,9 +478,11 @@ def _lerp(value: Value, run: Run) -> Linear:
     if isinstance(w, Ref) or not isinstance(a, Ref) or not isinstance(b, Ref):
         raise refusal(value, "has a weight or an end that is not a plain number or value")
     shape = value.data.shape
-    return Linear(
-        [a.number, b.number], lambda p, q: _wide(p, shape) * (1 - w) + _wide(q, shape) * w
-    )
+
+    def between(u: Any, v: Any) -> Callable[..., Tensor]:
+        return lambda p, q: _wide(p, shape) * u + _wide(q, shape) * v
+
+    return Linear([a.number, b.number], between(1 - w, w), between(abs(1 - w), abs(w)))
 
 
 # --- layers with weights ---------------------------------------------------------------------
@@ -608,24 +636,24 @@ def _matmul(value: Value, run: Run) -> Linear:
     if isinstance(a, Ref) and isinstance(b, Ref):
         return product(value, run, a.number, b.number, torch.matmul)
     if isinstance(a, Ref):
-        if run.data(a.number).dim() == 1 or b.dim() == 1:
-            return Linear(
-                [a.number],
-                each(lambda t: torch.matmul(t, b)),
-                each(lambda t: torch.matmul(t, b.abs())),
-            )
-        affine = Affine(
-            lambda v, m: torch.matmul(v, m), lambda c, m: _summed(c @ m.transpose(-1, -2), run, a),
-            b, None, (1, -1),
-        )  # fmt: skip
-        return weighted(a.number, affine, run.named(b, value))
-    fn, absolute = (each(lambda t, m=m: torch.matmul(m, t)) for m in (a, a.abs()))
-    return Linear([b.number], fn, absolute)
+        return _times(value, run, a.number, b, torch.matmul)
+    return _times(value, run, b.number, a, lambda t, m: torch.matmul(m, t))
 
 
-def _summed(c: Tensor, run: Run, a: Ref) -> Tensor:
-    """Back to the shape that was broadcast."""
-    return c.sum_to_size(len(c), *run.data(a.number).shape)
+def _times(
+    value: Value, run: Run, parent: int, weight: Tensor, f: Callable[[Tensor, Tensor], Tensor]
+) -> Linear:
+    """A product f(a, w), linear in each, with a tensor of numbers: a layer with weights."""
+    shape = run.data(parent).shape
+
+    def op(rows: Tensor, w: Tensor) -> Tensor:
+        return torch.vmap(f, (0, None))(rows, w)
+
+    def transposed(c: Tensor, w: Tensor) -> Tensor:
+        return adjoint(lambda rows: op(rows, w), [shape], c)[0]
+
+    affine = Affine(op, transposed, weight.to(value.data), None, (1, -1))
+    return weighted(parent, affine, run.named(weight, value))
 
 
 @kind("batch_norm")
@@ -844,14 +872,20 @@ def _einsum(value: Value, run: Run) -> Linear:
     held = [(k, t.number) for k, t in enumerate(operands) if isinstance(t, Ref)]
 
     def with_only(put: dict[int, Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
-        full = [
-            put[k] if k in put else change(run.data(t.number) if isinstance(t, Ref) else t)
-            for k, t in enumerate(operands)
-        ]
+        full = [put[k] if k in put else change(t) for k, t in enumerate(operands)]
         return torch.einsum(equation, *full)
 
+    if len(held) == 1 and len(operands) == 2:
+        ((k, number),) = held
+        return _times(
+            value,
+            run,
+            number,
+            operands[1 - k],
+            lambda t, w: torch.einsum(equation, *((t, w) if k == 0 else (w, t))),
+        )
     if len(held) == 1:
-        k, number = held[0]
+        ((k, number),) = held
         fn = each(lambda t: with_only({k: t}, lambda m: m))
         return Linear([number], fn, each(lambda t: with_only({k: t}, torch.abs)))
     if len(held) != 2 or len(operands) != 2:
@@ -979,11 +1013,15 @@ def _larger(value: Value, run: Run) -> Linear:
 @kind("relu", "relu6", "gelu", "silu", "mish", "hardswish", "hardtanh", "tanh", "sigmoid",
       "hardsigmoid", "leaky_relu", "elu", "selu", "celu", "softplus", "prelu", "rrelu", "clamp",
       "clip", "clamp_min", "clamp_max", "threshold", "softsign", "tanhshrink", "softshrink",
-      "hardshrink", "logsigmoid", "erf", "abs", "sin", "atan", "arctan", "sinh", "asinh", "log1p",
-      "expm1", "sqrt", "exp")  # fmt: skip
+      "hardshrink", "logsigmoid", "log_sigmoid", "_threshold", "erf", "abs", "sin", "atan",
+      "arctan", "sinh", "asinh", "log1p", "expm1", "sqrt", "exp", "pow", "square")  # fmt: skip
 def _activation(value: Value, run: Run) -> Activation:
     number = value.inputs[0]
     if len(refs((value.args, value.kwargs))) > 1:
         raise refusal(value, "has bounds or slopes that depend on the input")
+    if value.args and not isinstance(value.args[0], Ref):
+        raise refusal(value, "raises a number to a power that depends on the input")
     zero = value.called(lambda _: torch.zeros_like(run.data(number)))
+    if not bool(zero.isfinite().all()):
+        raise refusal(value, "is not finite at 0, and parts of nothing would be infinite")
     return Activation(number, zero if bool((zero != 0).any()) else None)

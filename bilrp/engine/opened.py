@@ -143,6 +143,15 @@ def _recurrent(cell: Callable, states: int) -> Callable:
     return run
 
 
+def _one_step(cell: Callable, both: bool) -> Callable:
+    def run(x: Tensor, hx: Any, *weights: Tensor | None) -> Any:
+        state = hx if both else (hx,)
+        h, new = cell(x, state, [*weights, *[None] * (4 - len(weights))])
+        return new if both else h
+
+    return run
+
+
 # Torch's compiled functions by their names; gates are frozen by the rule for products.
 FORMULAS: dict[str, Callable] = {
     "scaled_dot_product_attention": attention,
@@ -152,4 +161,8 @@ FORMULAS: dict[str, Callable] = {
     "gru": _recurrent(_gru_cell, 1),
     "rnn_tanh": _recurrent(_rnn_cell(torch.tanh), 1),
     "rnn_relu": _recurrent(_rnn_cell(torch.relu), 1),
+    "lstm_cell": _one_step(_lstm_cell, True),
+    "gru_cell": _one_step(_gru_cell, False),
+    "rnn_tanh_cell": _one_step(_rnn_cell(torch.tanh), False),
+    "rnn_relu_cell": _one_step(_rnn_cell(torch.relu), False),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from bilrp.engine.kinds import Activation, Made, ModuleCall, Run, Tokens, made_of, refusal, weighted
 from bilrp.engine.maps import Affine, End, Linear, Local, Sink
 from bilrp.engine.modules import Opaque
-from bilrp.engine.record import Value
+from bilrp.engine.record import Place, Value
 from bilrp.engine.rules import LRP0, Gamma, Pass, Rule, WinnerTakeAll, has_negative
 
 
@@ -182,6 +182,9 @@ class Plan:
             if not isinstance(layer, Linear) or layer.affine is None or used[before] > 1:
                 continue
             made_by = self.run.values[before]
+            own = self.run.book.at(value.place, "other")  # a rule that means this norm
+            if own is not None and own is not self.run.book.at(made_by.place, "weights"):
+                continue
             if not made_by.name.startswith(("conv", "linear")) or readers[before] > 1:
                 continue
             inner, outer = layer.affine, self._affine(n)
@@ -230,6 +233,30 @@ class Plan:
             if not made.weights and not isinstance(rule, Pass | LRP0 | Gamma | None):
                 raise TypeError(f"{rule!r} does not apply to {value}: it has no weights")
             self.rule[n] = rule
+        self._refuse_rules_without_effect()
+
+    def _refuse_rules_without_effect(self) -> None:
+        """A key that means modules in particular, and none that its rule can do anything for."""
+        for key, rule in self.run.book.items:
+            if isinstance(key, range) or key == "*":
+                continue
+            meant = [n for n in self._in_order() if n and self.run.book.means(key, self._place(n))]
+            if rule.applies == "products":
+                touched = [n for n in meant if self._multiplies(n)]
+            else:
+                touched = [n for n in meant if isinstance(self.made[n], Linear | ModuleCall)]
+            if meant and not touched:
+                raise ValueError(
+                    f"rules: {key!r} -> {rule!r} means {self._place(meant[0])}, where it changes "
+                    f"nothing: the rule is for {_FOR[rule.applies]}"
+                )
+
+    def _place(self, n: int) -> Place:
+        return self.run.values[n].place
+
+    def _multiplies(self, n: int) -> bool:
+        value = self.run.values[n]
+        return len(set(value.inputs)) > 1 or value.name == "softmax" or self.made[n] is None
 
     # --- segments --------------------------------------------------------------------------------
 
@@ -403,6 +430,12 @@ class Plan:
         for n in numbers:
             if self.pair[n]:
                 self._close(n)
+
+
+_FOR = {
+    "weights": "layers, norms, sums and pooling",
+    "products": "products of two values and softmax",
+}
 
 
 def finite(t: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ module objects are copied, sharing all tensors, and the copies run in eval mode.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bilrp.engine.opened import FORMULAS, opened
-from bilrp.engine.registered import registered_modules
+from bilrp.engine.registered import name_of, registered_functions, registered_modules
 from bilrp.engine.rules import numbered
 
 Call = tuple[tuple, dict]  # positional and named arguments
@@ -143,6 +145,7 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         Floating-point tensors are converted where they differ; the model's own stay as they are.
     """
     made: dict[int, nn.Module] = {}
+    functions: dict[int, Any] = {}
 
     def tensor(t: Any) -> Any:
         if not isinstance(t, Tensor):
@@ -159,11 +162,27 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         if type(v) is dict:
             return {k: attribute(t) for k, t in v.items()}
         if isinstance(v, Tensor):
-            return tensor(v)
+            return tensor(v).clone()  # a forward may write into it
         owner = getattr(v, "__self__", None)
         if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
             return v.__func__.__get__(module(owner))  # a bound method of a module
-        return v
+        if isinstance(v, functools.partial) and _holds_module(v):
+            named = {k: attribute(t) for k, t in v.keywords.items()}
+            return functools.partial(attribute(v.func), *map(attribute, v.args), **named)
+        return closure(v) if isinstance(v, types.FunctionType) and _holds_module(v) else v
+
+    def closure(f: types.FunctionType) -> types.FunctionType:
+        """The same function around the copies of the modules that it holds."""
+        if id(f) in functions:
+            return functions[id(f)]
+        cells = tuple(types.CellType() for _ in f.__closure__ or ())
+        new = types.FunctionType(f.__code__, f.__globals__, f.__name__, None, cells or None)
+        functions[id(f)] = new
+        for cell, old in zip(cells, f.__closure__ or (), strict=True):
+            cell.cell_contents = attribute(old.cell_contents)
+        new.__defaults__ = attribute(f.__defaults__)
+        new.__kwdefaults__ = attribute(f.__kwdefaults__)
+        return new
 
     def module(m: nn.Module) -> nn.Module:
         if id(m) in made:
@@ -173,7 +192,7 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
                 f"{type(m).__name__} is a scripted module: its calls cannot be seen. Give the "
                 "Python module it was made from."
             )
-        new = made[id(m)] = m.__class__.__new__(m.__class__)
+        new = made[id(m)] = object.__new__(m.__class__)
         for key, v in vars(m).items():
             if key == "_modules":
                 v = {k: None if c is None else module(c) for k, c in v.items()}
@@ -189,7 +208,28 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         new.__dict__["training"] = False
         return new
 
-    return module(model)
+    copied = module(model)
+    copied.__dict__["_copied_from"] = frozenset(made)
+    return copied
+
+
+def _holds_module(v: Any, seen: tuple = ()) -> bool:
+    """Whether a function or a container of things leads to a module."""
+    if any(v is s for s in seen):
+        return False
+    seen = (*seen, v)
+    if isinstance(v, nn.Module) or isinstance(getattr(v, "__self__", None), nn.Module):
+        return True
+    if isinstance(v, functools.partial):
+        held: Any = (v.func, *v.args, *v.keywords.values())
+    elif isinstance(v, types.FunctionType):
+        cells = [c.cell_contents for c in v.__closure__ or () if c != types.CellType()]
+        held = (*cells, *(v.__defaults__ or ()), *(v.__kwdefaults__ or {}).values())
+    elif type(v) in (list, tuple, dict):
+        held = v.values() if isinstance(v, dict) else v
+    else:
+        return False
+    return any(_holds_module(t, seen) for t in held)
 
 
 def place_and_format(
@@ -251,7 +291,7 @@ class Record(TorchFunctionMode):
     output : int
         Number of the model's output.
     writes : bool
-        Whether the run wrote into the model's own tensors.
+        Whether the run changed anything that the model holds, such as a buffer or a counter.
     names : dict
         For the numbers that enter (parameters and what is made of them alone): what to call them.
 
@@ -277,13 +317,15 @@ class Record(TorchFunctionMode):
                 for item in leaves(t) if type(t) in (Tensor, list, tuple, dict) else ():
                     if isinstance(item, Tensor):
                         self._name(item, f"{name}.{key}".lstrip("."))
+        self._originals = vars(model).get("_copied_from", frozenset())
+        self._own = {t.untyped_storage().data_ptr() for t in model.parameters() if t.numel()}
+        self._maps = registered_functions()
         root = Place("", type(model), None, model, "the input")
         self._add("input", _identity, ((), {}), None, x, root)
-        own = [*model.parameters(), *model.buffers()]
-        versions = [_version(t) for t in own]
+        before = _state(model)
         with exact(), self._opaque(), self:
             out = self._run(x)
-        self.writes = versions != [_version(t) for t in own]
+        self.writes = before != _state(model)
         if not isinstance(out, Tensor):
             raise NotImplementedError(
                 f"the model returns {type(out).__name__}, not a tensor. Wrap it in a module whose "
@@ -377,9 +419,10 @@ class Record(TorchFunctionMode):
         kwargs = kwargs or {}
         given = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = [t for t in given if id(t) in self._known]
-        name = _name_of(func)
+        name = name_of(func)
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
+        self._refuse_harm(name, args, kwargs)
         if not known:
             if any(id(t) not in self.names for t in given):
                 self._meet(given, name, self._place())
@@ -388,10 +431,10 @@ class Record(TorchFunctionMode):
             return out
         place = self._place_of(func.module) if isinstance(func, _ModuleCall) else self._place()
         self._refuse_what_cannot_be_followed(name, func, args, kwargs, known, place)
-        if name in FORMULAS:
+        if name in FORMULAS and name not in self._maps:
             with self:
                 return FORMULAS[name](*args, **kwargs)
-        inner = opened(func)
+        inner = None if name in self._maps else opened(func)
         if inner is not None:
             with self:
                 return inner(*args, **kwargs)
@@ -401,13 +444,18 @@ class Record(TorchFunctionMode):
         kept = first.clone() if _may_write(name, args, kwargs) else None
         shared = [] if kept is None else self._sharing(first)
         recorded = mapped((args, kwargs), self._ref)
-        if name == "__setitem__" and id(args[0]) not in self._known:
-            recorded = ((args[0].clone(), *recorded[0][1:]), recorded[1])
+        if _may_write(name, args, kwargs) and id(args[0]) not in self._known:
+            # a number that is written into: as it was before
+            base = args[0].clone() if isinstance(args[0], Tensor) else args[0]
+            if isinstance(base, Tensor):
+                self._name(base, self.names[id(args[0])])
+            recorded = ((base, *recorded[0][1:]), recorded[1])
         out = func(*args, **kwargs)
         written = [t for t in given if _version(t) != before[id(t)]]
         if written:
             for other, data in shared:
                 other.data = data
+            self._forget_aliases(written[0], before)
             self._written(written, first, kept, name, place)
         if name == "__setitem__":
             out_data = args[0]
@@ -476,6 +524,31 @@ class Record(TorchFunctionMode):
             _, number, _ = self._known[id(target)]
             self.values[number].data = kept
 
+    def _forget_aliases(self, target: Tensor, before: dict[int, int]) -> None:
+        """What shares the memory but not the count of writes, as `.data` does, is not known now."""
+        memory = target.untyped_storage().data_ptr()
+        moved = _version(target) - before[id(target)]
+        for key, (t, number, version) in self._known.items():
+            alias = t is not target and t.untyped_storage().data_ptr() == memory
+            if alias and version == _version(t) and moved:
+                self._known[key] = (t, number, -1)
+
+    def _refuse_harm(self, name: str, args: tuple, kwargs: dict) -> None:
+        """Before it is done: a write into the model's own weights, or into a tensor `out`."""
+        target = args[0] if args else kwargs.get("input")
+        writes = name == "__setitem__" or kwargs.get("inplace") is True
+        writes |= name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        into = isinstance(target, Tensor) and target.untyped_storage().data_ptr() in self._own
+        renorms = name == "embedding" and _given(args, kwargs, 3, "max_norm", None) is not None
+        out = kwargs.get("out") is not None
+        if out or renorms or (writes and into):
+            what = "a tensor given as out=" if out else "the model's weights"
+            place = self._place()
+            raise NotImplementedError(
+                f"{name} at {place.line}, in {place}, writes into {what}, and explaining must not "
+                "change a model. Do it before, outside of forward."
+            )
+
     def _place(self) -> Place:
         frame: FrameType | None = sys._getframe(2)
         line, user, inner = "?", None, None
@@ -487,6 +560,12 @@ class Record(TorchFunctionMode):
                 inner = frame  # of torch itself, if the model's own code does not call
             if frame.f_code in _MODULE_CALL:
                 m = frame.f_locals.get("self")
+                if id(m) in self._originals:
+                    raise NotImplementedError(
+                        f"{type(m).__name__} is called past its copy: something in the model, such "
+                        "as a global name, leads to the original module, so rules and names cannot "
+                        "be told. Make it an attribute of the module that calls it."
+                    )
                 if isinstance(m, nn.Module) and id(m) in self._where:
                     name, number = self._where[id(m)]
                     shown = user or inner
@@ -518,6 +597,20 @@ class Record(TorchFunctionMode):
                 f"{place} runs {name} in training mode though the model was set to eval mode: what "
                 "it gives depends on chance or on other inputs. Call eval() on it."
             )
+
+
+def _state(model: nn.Module) -> list:
+    """What a forward may change: counts of writes into tensors, plain values, lengths."""
+    state: list = [_version(t) for t in (*model.parameters(), *model.buffers())]
+    for m in model.modules():
+        for v in vars(m).values():
+            if isinstance(v, Tensor):
+                state.append((id(v), _version(v)))
+            elif isinstance(v, bool | int | float | str | None):
+                state.append(v)
+            elif isinstance(v, list | dict | set):
+                state.append(len(v))
+    return state
 
 
 def _another(x: Tensor) -> Tensor:
@@ -569,25 +662,6 @@ def _set_item(base: Tensor, index: Any, value: Any) -> Tensor:
     out[index] = value
     return out
 
-
-def _name_of(func: Any) -> str:
-    name = getattr(func, "__name__", type(func).__name__)
-    if name == "__get__":  # a property, such as .T or .shape
-        return getattr(func.__self__, "__name__", "property")
-    if name == "fn":  # max pooling with and without indices
-        return torch.overrides.resolve_name(func).rsplit(".", 1)[-1]
-    return _SAME.get(name, name)
-
-
-_SAME = {
-    "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv", "__add__": "add",
-    "__radd__": "add", "__iadd__": "add_", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_",
-    "__sub__": "sub", "__isub__": "sub_", "__truediv__": "div", "__itruediv__": "div_",
-    "__div__": "div", "__idiv__": "div_", "__matmul__": "matmul", "__rmatmul__": "rmatmul",
-    "__neg__": "neg", "__pow__": "pow", "true_divide": "div", "multiply": "mul", "divide": "div",
-    "subtract": "sub", "concat": "cat", "concatenate": "cat", "negative": "neg",
-    "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs",
-}  # fmt: skip
 
 # What an in-place function does, without writing.
 _OUT_OF_PLACE: dict[str, Callable] = {

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 _GLOBAL: dict[Any, Callable] = {}
@@ -63,9 +64,29 @@ def registered_modules() -> dict[type, Callable]:
 
 def registered_functions() -> dict[str, Callable]:
     """Builders by the name of the function."""
-    functions = {t: b for t, b in _all().items() if not isinstance(t, type)}
-    return {getattr(t, "__name__", str(t)): b for t, b in functions.items()}
+    return {name_of(t): b for t, b in _all().items() if not isinstance(t, type)}
 
 
 def _all() -> dict[Any, Callable]:
     return {**_GLOBAL, **(_SCOPED.get() or {})}
+
+
+def name_of(func: Any) -> str:
+    """The name of a torch function: one for all its aliases."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":  # a property, such as .T or .shape
+        return getattr(func.__self__, "__name__", "property")
+    if name == "fn":  # max pooling with and without indices
+        return torch.overrides.resolve_name(func).rsplit(".", 1)[-1]
+    return _SAME.get(name, name)
+
+
+_SAME = {
+    "__rsub__": "rsub", "__rdiv__": "rdiv", "__rtruediv__": "rdiv", "__add__": "add",
+    "__radd__": "add", "__iadd__": "add_", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_",
+    "__sub__": "sub", "__isub__": "sub_", "__truediv__": "div", "__itruediv__": "div_",
+    "__div__": "div", "__idiv__": "div_", "__matmul__": "matmul", "__rmatmul__": "rmatmul",
+    "__neg__": "neg", "__pow__": "pow", "true_divide": "div", "multiply": "mul", "divide": "div",
+    "subtract": "sub", "concat": "cat", "concatenate": "cat", "negative": "neg",
+    "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "absolute": "abs",
+}  # fmt: skip

@@ -7,9 +7,11 @@ the one linear map that both pulling relevance back and pushing ownership forwar
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -415,6 +417,10 @@ class RuleBook:
                 return rule
         return None
 
+    def means(self, key: Any, place: Place) -> bool:
+        """Whether a key fits the module of a call."""
+        return fits(key, place.module, place.name, place.number)
+
     def check(self, model: nn.Module) -> None:
         """Refuse keys that fit nothing in the model; ranges of numbers may."""
         places = numbered(model)
@@ -430,7 +436,7 @@ class RuleBook:
 
     def __str__(self) -> str:
         """For comparing and storing: the same for the same rules."""
-        return "; ".join(f"{_told(key)}: {_described(rule)}" for key, rule in self.items)
+        return "; ".join(f"{told(key)}: {_described(rule)}" for key, rule in self.items)
 
 
 def numbered(model: nn.Module) -> list[tuple[nn.Module, str, int | None]]:
@@ -456,8 +462,20 @@ def fits(key: Any, module: nn.Module, name: str, number: int | None) -> bool:
     return bool(key(module))
 
 
-def _told(key: Any) -> str:
-    return getattr(key, "__qualname__", None) or repr(key)
+def told(key: Any) -> str:
+    """A key or a function by its name, and one of Python by what it does."""
+    name = getattr(key, "__qualname__", None)
+    code = getattr(key, "__code__", None)
+    if code is None:
+        return name or repr(key)
+    # predicates of one name, such as lambdas, are told apart by what they do
+    held = [c.cell_contents for c in key.__closure__ or ()]
+    seen = (code.co_code, _constants(code), code.co_names, key.__defaults__, held)
+    return f"{name} {zlib.crc32(repr(seen).encode()):08x}"
+
+
+def _constants(code: CodeType) -> list:
+    return [(c.co_code, _constants(c)) if isinstance(c, CodeType) else c for c in code.co_consts]
 
 
 def _described(rule: Rule) -> str:

@@ -222,7 +222,7 @@ class Trace:
         n = stage.parents[0]
         given = rows[n][0]
         local = stage.local
-        if isinstance(local, Local) and n not in self.closing:
+        if isinstance(local, Local) and local.affine.geometry and n not in self.closing:
             whole = len(given) * self.data(stage.number)[0, 0].numel() * local.affine.weight.numel()
             if self.living_cost(stage, len(given)) < whole:
                 if not isinstance(given, Living):
