@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import bilrp
-from tests import nets, zoo
+from tests import frozen, nets, zoo
 
 SMALL = {
     "hidden_size": 32,
@@ -70,6 +70,19 @@ def test_bert(attention, key):
     f = check(model, tokens() if key == "input_ids" else embedded)
     assert f.grid == (7,)
     assert any("position" in name for name in f.owners)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tokens_at_gamma_zero_have_the_gradient_with_frozen_parts(attention):
+    model = encoder("Bert", "inputs_embeds", attn_implementation=attention, **SMALL)
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (
+        torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((7, 32), (3, 32))
+    )
+    f = bilrp.factor(model, x, bilrp.LRP0())
+    features, found = frozen.relevance(model, x[None], weights)
+    torch.testing.assert_close(f.features, features)
+    torch.testing.assert_close(f.values @ weights.T, found.sum(2).T)
 
 
 def test_both_ways_of_attention_give_the_same():

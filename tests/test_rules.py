@@ -81,6 +81,14 @@ def jacobian_oracle(linear, x, rule, relevance):
             sign = torch.sign(contributions.sum() + rest)
             grow = [(c * sign > 0) * rule.gamma + 1 for c in (contributions, rest)]
             contributions, rest = contributions * grow[0], rest * grow[1]
+        if isinstance(rule, bilrp.AlphaBeta):  # z^+ is alpha = 1
+            sides = [(c.clamp(min=0), c.clamp(max=0)) for c in (contributions, rest)]
+            for i, part in enumerate((rule.alpha, 1 - rule.alpha)):
+                out += part * sides[0][i] / (sides[0][i].sum() + sides[1][i]) * relevance[k]
+            continue
+        if isinstance(rule, bilrp.WSquare | bilrp.Flat):
+            contributions = w[k] ** 2 if isinstance(rule, bilrp.WSquare) else torch.ones_like(x)
+            rest = torch.zeros(())
         if isinstance(rule, bilrp.ZB):
             low, high = torch.as_tensor(rule.low), torch.as_tensor(rule.high)
             contributions = contributions - low * w[k].clamp(min=0) - high * w[k].clamp(max=0)
@@ -93,7 +101,18 @@ def jacobian_oracle(linear, x, rule, relevance):
 
 
 @pytest.mark.parametrize(
-    "rule", [bilrp.LRP0(), bilrp.Gamma(0.4), bilrp.Epsilon(0.1), bilrp.ZB(-2.0, 2.0)], ids=str
+    "rule",
+    [
+        bilrp.LRP0(),
+        bilrp.Gamma(0.4),
+        bilrp.Epsilon(0.1),
+        bilrp.ZB(-2.0, 2.0),
+        bilrp.ZPlus(),
+        bilrp.AlphaBeta(2.0),
+        bilrp.WSquare(),
+        bilrp.Flat(),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("signed", [False, True])
 def test_rules_equal_their_formulas_one_element_at_a_time(rule, signed):
@@ -106,24 +125,32 @@ def test_rules_equal_their_formulas_one_element_at_a_time(rule, signed):
     torch.testing.assert_close(bilrp.lrp(linear, x, rule, relevance), expected)
 
 
+STABLE = {"stabilizer": 1e-12}
 ZENNIT = {
     "lrp0": (bilrp.LRP0(), lambda: zennit.rules.Epsilon(1e-12)),
     "epsilon": (bilrp.Epsilon(0.05), lambda: zennit.rules.Epsilon(0.05)),
-    "gamma": (bilrp.Gamma(0.25), lambda: zennit.rules.Gamma(0.25, stabilizer=1e-12)),
+    "gamma": (bilrp.Gamma(0.25), lambda: zennit.rules.Gamma(0.25, **STABLE)),
+    "zplus": (bilrp.ZPlus(), lambda: zennit.rules.ZPlus(**STABLE)),
+    "alpha-beta": (bilrp.AlphaBeta(2.0), lambda: zennit.rules.AlphaBeta(2.0, 1.0, **STABLE)),
+}
+LOW4, HIGH4 = torch.zeros(1, 3, 1, 1).double(), torch.ones(1, 3, 1, 1).double()
+FIRST = {  # of pixels; zennit gives biases a share in w^2 unless told not to
+    "zb": (bilrp.ZB(LOW, HIGH), lambda: zennit.rules.ZBox(LOW4, HIGH4, **STABLE)),
+    "w^2": (bilrp.WSquare(), lambda: zennit.rules.WSquare(zero_params=["bias"], **STABLE)),
+    "flat": (bilrp.Flat(), lambda: zennit.rules.Flat(**STABLE)),
 }
 
 
 @pytest.mark.parametrize("name", ZENNIT)
-@pytest.mark.parametrize("zb", [False, True])
-def test_agrees_with_zennit_on_a_small_vgg(name, zb):
+@pytest.mark.parametrize("first", [None, *FIRST])
+def test_agrees_with_zennit_on_a_small_vgg(name, first):
     rule, peer = ZENNIT[name]
+    one, peer_one = FIRST[first] if first else (rule, peer)
     model, x = nets.cnn(4), nets.image(4)[None]
-    low, high = torch.zeros(1, 3, 1, 1).double(), torch.ones(1, 3, 1, 1).double()
-    first = (lambda: zennit.rules.ZBox(low, high, stabilizer=1e-12)) if zb else peer
     features = model(x).detach()
-    expected = nets.zennit_lrp(model, x, features, first, peer)
-    rules = {1: bilrp.ZB(LOW, HIGH) if zb else rule, range(2, 99): rule}
-    torch.testing.assert_close(bilrp.lrp(model, x, rules), expected, rtol=1e-5, atol=1e-9)
+    expected = nets.zennit_lrp(model, x, features, peer_one, peer)
+    found = bilrp.lrp(model, x, {1: one, range(2, 99): rule})
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
 
 
 def test_winner_takes_all():

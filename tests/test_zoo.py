@@ -8,7 +8,7 @@ import torchvision.models as tm
 from torch import nn
 
 import bilrp
-from tests import joint_gamma, nets, zoo
+from tests import frozen, joint_gamma, nets, zoo
 from tests.benchmark import by_patches
 from tests.conftest import ROOT
 
@@ -68,6 +68,23 @@ def test_a_family_is_explained_exactly_and_completely(name):
     assert found["ledger"] < 1e-10
     assert found["push"] < 1e-10
     assert abs(found["pixels"]) > 1e-4, "the images have no part in it: nothing was tested"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in FEW]
+)
+def test_parts_at_gamma_zero_are_the_gradient_with_frozen_parts(name):
+    """The independent check: automatic differentiation of the model, owner by owner."""
+    model, x = built(name), pictures(name)[0]
+    owners = zoo.quadrants(x.shape[-1])
+    f = bilrp.factor(model, x, bilrp.LRP0(), groups=owners)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(3, len(f.features), generator=generator, dtype=torch.float64)
+    features, found = frozen.relevance(model, x[None], weights)
+    torch.testing.assert_close(f.features, features)
+    expected = torch.stack([(found * (owners == k)).flatten(1).sum(1) for k in range(4)])
+    parts = f.dense() @ weights.T
+    assert float((parts - expected).abs().max()) <= 1e-10 * float(expected.abs().max())
 
 
 def rows() -> list[dict[str, str]]:
