@@ -499,6 +499,19 @@ def test_more_activations(act):
     nets.contract(nets.randomise(nn.Sequential(nn.Linear(6, 5), act, nn.Linear(5, 3)), 1), V, GAMMA)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.LPPool2d(2, 2),
+        Written(lambda self, x: F.avg_pool2d(x.clamp(min=1e-6).pow(3.0), 2).pow(1 / 3)),
+    ],
+    ids=["LPPool2d", "generalised mean"],
+)
+def test_more_poolings(pool):
+    model = nets.randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool), 1)
+    nets.contract(model, X, GAMMA)
+
+
 def test_powers_that_are_infinite_at_nothing_are_refused():
     model = made(lambda self, x: self.layer(x).pow(-1), layer=nn.Linear(6, 4))
     with pytest.raises(NotImplementedError, match="not finite at 0"):

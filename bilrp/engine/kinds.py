@@ -772,7 +772,7 @@ def _channel(value: Value, position: int, name: str) -> Tensor | None:
 
 # What is a gate: the more, the rather it is frozen.
 _GATES = {
-    "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
+    "sign": 2, "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
     "reciprocal": 2, "exp": 2, "tanh": 1, "softsign": 1,
 }  # fmt: skip
 _KEEPS_GATE = {

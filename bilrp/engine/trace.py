@@ -488,6 +488,7 @@ def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: 
             raise NotImplementedError(f"{one} gives other numbers when called again: is it random?")
     raise NotImplementedError(
         "a copy of the model's modules that shares its tensors gives other features than the model "
-        "itself: something in it refers to the original modules. Call eval() on it, and write it "
-        "with registered submodules."
+        "itself: something in it refers to the original modules, or torch takes a faster way (for "
+        "nn.TransformerEncoder with padding, build it with enable_nested_tensor=False). Call "
+        "eval() on it, and write it with registered submodules."
     )
