@@ -17,6 +17,7 @@ from torch import nn
 
 import bilrp
 from bilrp.engine import cones
+from bilrp.engine.record import exact
 from tests import nets
 
 LRP0, GAMMA = bilrp.LRP0(), bilrp.Gamma(0.25)
@@ -334,6 +335,19 @@ def test_counters_of_a_model_do_not_move():
     model = made(counting, layer=nn.Linear(6, 4), calls=0, many=torch.zeros(()), seen=[])
     bilrp.explain(model, V, V2, GAMMA)
     assert (model.calls, float(model.many), model.seen) == (0, 0.0, [])
+
+
+def test_float32_has_all_its_bits_on_a_gpu_and_the_switch_goes_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as if there were one
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with exact(), exact():
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", before[1])
+    finally:
+        matmul.fp32_precision = before[0]
 
 
 # --- owners, one by one ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,10 +247,48 @@ def place_and_format(
     return where, torch.float64 if double else torch.float32
 
 
+class _WholeFloat32:
+    """Products of float32 in all their bits on a GPU, where TF32 keeps 11 of 24.
+
+    The switch is the process's, so the first to come sets it and the last to go sets it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def _switches(self) -> list[tuple[Any, str, Any]]:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        conv = getattr(cudnn, "conv", None)
+        if hasattr(conv, "fp32_precision"):  # torch 2.9 and later
+            return [(conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+        return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1 and torch.cuda.is_available():
+                self._before = [(o, key, getattr(o, key)) for o, key, _ in self._switches()]
+                for o, key, value in self._switches():
+                    setattr(o, key, value)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for o, key, value in self._before:
+                    setattr(o, key, value)
+                self._before = []
+
+
+_WHOLE_FLOAT32 = _WholeFloat32()
+
+
 @contextmanager
 def exact() -> Iterator[None]:
-    """No gradients, no inference tensors, no autocast: values as they are, in this thread."""
+    """No gradients, no inference tensors, no autocast, no TF32: values as they are."""
     with (
+        _WHOLE_FLOAT32,
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
