@@ -64,9 +64,11 @@ class Network:
 
 
 # Where features keep their places, y joins equal places of a map: what lies farther apart than
-# these see has nothing in common for the network. Planted matches want features without places.
+# these see has nothing in common for the network. Planted matches want features without places;
+# whether a network follows a motion is asked of features that have them, as those of the paper.
 IN_PLACE = ("warps", "films and stereo", "removal")
-ANYWHERE = ("planted match", "two planted", *IN_PLACE)
+AVERAGED = ("planted match", "two planted", "removal")
+ANYWHERE = ("planted match", "two planted", *IN_PLACE)  # of a network that ends in an average
 
 
 def _vgg(layer: int, pooled: bool) -> Network:
@@ -87,7 +89,7 @@ def _vgg(layer: int, pooled: bool) -> Network:
         return vgg16_rules()
 
     name = f"VGG-16, layer {layer}{', pooled' if pooled else ''}"
-    return Network(name, load, prepare, rules, ANYWHERE if pooled else IN_PLACE)
+    return Network(name, load, prepare, rules, AVERAGED if pooled else IN_PLACE)
 
 
 def _efficientnet() -> Network:
