@@ -180,7 +180,9 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         new = types.FunctionType(f.__code__, f.__globals__, f.__name__, None, cells or None)
         functions[id(f)] = new
         for cell, old in zip(cells, f.__closure__ or (), strict=True):
-            cell.cell_contents = attribute(old.cell_contents)
+            if old != types.CellType():  # not empty
+                cell.cell_contents = attribute(old.cell_contents)
+        new.__dict__.update(f.__dict__)
         new.__defaults__ = attribute(f.__defaults__)
         new.__kwdefaults__ = attribute(f.__kwdefaults__)
         return new
