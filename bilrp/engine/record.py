@@ -485,7 +485,7 @@ class Record(TorchFunctionMode):
         kept = first.clone() if _may_write(name, args, kwargs) else None
         shared = [] if kept is None else self._sharing(first)
         recorded = mapped((args, kwargs), self._ref)
-        if _may_write(name, args, kwargs) and id(args[0]) not in self._known:
+        if args and _may_write(name, args, kwargs) and id(args[0]) not in self._known:
             # a number that is written into: as it was before
             base = args[0].clone() if isinstance(args[0], Tensor) else args[0]
             if isinstance(base, Tensor):
