@@ -132,6 +132,29 @@ def unfactored(model: nn.Sequential, x: Tensor, x2: Tensor, gamma: float) -> Ten
     return relevance
 
 
+def tokens(seed=1, count=5, size=6):
+    """(T, d), of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, size, dtype=torch.float64, generator=generator)
+
+
+class Plain(nn.Module):
+    """A function as a model, with layers of its own."""
+
+    def __init__(self, f, **layers):
+        super().__init__()
+        self.f = f
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.f(self, x)
+
+
+def made(f, seed=1, **layers):
+    return randomise(Plain(f, **layers), seed)
+
+
 def zennit_lrp(model, x, relevance, first, others):
     """LRP of zennit: `first` for layer one, `others` for the rest; max-pooling by its gradient."""
     named = list(model.named_modules())

@@ -16,32 +16,10 @@ from torch import nn
 import bilrp
 from bilrp.engine.plan import Plan
 from tests import nets
+from tests.nets import made, tokens
 
 GAMMA, LRP0 = bilrp.Gamma(0.25), bilrp.LRP0()
 V, V2 = nets.vector(1), nets.vector(2)
-
-
-def tokens(seed=1, count=5, size=6):
-    """(T, d), of both signs."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, size, dtype=torch.float64, generator=generator)
-
-
-class Plain(nn.Module):
-    """A function as a model, with layers of its own."""
-
-    def __init__(self, f, **layers):
-        super().__init__()
-        self.f = f
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.f(self, x)
-
-
-def made(f, seed=1, **layers):
-    return nets.randomise(Plain(f, **layers), seed)
 
 
 # --- random networks --------------------------------------------------------------------------

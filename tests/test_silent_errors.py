@@ -19,31 +19,10 @@ import bilrp
 from bilrp.engine import cones
 from bilrp.engine.record import exact
 from tests import nets
+from tests.nets import Plain, made, tokens
 
 LRP0, GAMMA = bilrp.LRP0(), bilrp.Gamma(0.25)
 V, V2, X, X2 = nets.vector(1), nets.vector(2), nets.image(1), nets.image(2)
-
-
-class Written(nn.Module):
-    """A forward in one function of the module and the input."""
-
-    def __init__(self, forward, **parts):
-        super().__init__()
-        self.written = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.written(self, x)
-
-
-def made(forward, **parts):
-    return nets.randomise(Written(forward, **parts), 1)
-
-
-def tokens(count=5, size=6, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, size, dtype=torch.float64, generator=generator)
 
 
 # --- recurrent layers ------------------------------------------------------------------------
@@ -105,7 +84,7 @@ def lstm_parts(model, x):
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_gates_take_nothing_of_numbers_that_they_let_through(kind, expected, learned, count):
     model = nets.randomise(Last(kind, learned), 1)
-    x = tokens(count)
+    x = tokens(count=count)
     nets.contract(model, x[None], LRP0)
     f = bilrp.factor(model, x[None], LRP0, groups=torch.arange(count)[:, None].expand(-1, 6))
     with torch.no_grad():
@@ -131,7 +110,7 @@ def test_cells_step_by_step_are_their_layer(kind):
         return self.part(x)[0][:, -1]
 
     first, second = (
-        bilrp.factor(Written(f, part=part).eval(), tokens(), GAMMA).values
+        bilrp.factor(Plain(f, part=part).eval(), tokens(), GAMMA).values
         for f, part in ((steps, cell), (last, layer))
     )
     torch.testing.assert_close(first, second)
@@ -505,8 +484,8 @@ def test_a_graph_module_is_a_model():
     [
         nn.LogSigmoid(),
         nn.Threshold(0.1, -2.0),
-        Written(lambda self, x: x.pow(3)),
-        Written(lambda self, x: x.square()),
+        Plain(lambda self, x: x.pow(3)),
+        Plain(lambda self, x: x.square()),
     ],
 )
 def test_more_activations(act):
@@ -517,7 +496,7 @@ def test_more_activations(act):
     "pool",
     [
         nn.LPPool2d(2, 2),
-        Written(lambda self, x: F.avg_pool2d(x.clamp(min=1e-6).pow(3.0), 2).pow(1 / 3)),
+        Plain(lambda self, x: F.avg_pool2d(x.clamp(min=1e-6).pow(3.0), 2).pow(1 / 3)),
     ],
     ids=["LPPool2d", "generalised mean"],
 )

@@ -292,9 +292,10 @@ def code_key(method: Method | None = None) -> str:
             if _has_doc(node):
                 node.body[0].value.value = ""  # type: ignore[attr-defined]
         total.update(ast.dump(tree).encode())
-    function = getattr(method and method.function, "func", method and method.function)
-    if function is not None and function.__module__ != Method.__module__:
-        total.update(inspect.getsource(function).encode())
+    if method:
+        function = getattr(method.function, "func", method.function)  # of a partial
+        if function.__module__ != Method.__module__:
+            total.update(inspect.getsource(function).encode())
     return total.hexdigest()[:16]
 
 

@@ -202,8 +202,7 @@ def explain(
     first, second = factors
     if isinstance(x, Factor) and isinstance(x2, Factor):
         _refuse_options_of_factors(first, second, rules, options)
-    e = combined(first, second, similarity, encoders=models[0] is not models[1])
-    return e
+    return combined(first, second, similarity, encoders=models[0] is not models[1])
 
 
 def _refuse_options_of_factors(

@@ -141,12 +141,16 @@ class Cones:
         p = cut_times(p, ones, rows, cols)
         return Windows(p, None if m is None else cut_times(m, ones, rows, cols), rows, cols)
 
+    def parts(self, n: int, w: Windows) -> Windows:
+        """Windows of a value's parts, also where its rows are shares."""
+        if not self.trace.by_number[n].shares:
+            return w
+        return Windows(cut_times(w.p, self.trace.data(n)[0], w.rows, w.cols), None, w.rows, w.cols)
+
     def _form(self, n: int, stage: Stage, w: Windows) -> Windows:
         """Windows as a step wants them: shares, parts, or parts with their magnitudes."""
-        parent = self.trace.by_number[n]
-        if parent.shares and not stage.shares and not isinstance(stage.local, Local):
-            p = cut_times(w.p, self.trace.data(n)[0], w.rows, w.cols)
-            w = Windows(p, None, w.rows, w.cols)
+        if not stage.shares and not isinstance(stage.local, Local):
+            w = self.parts(n, w)
         wants = stage.pair or (stage.end is not None and stage.end.f_m is not None)
         if wants and w.m is None:
             m = cut_times(w.p, self.trace.data(n)[0].sign(), w.rows, w.cols)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from bilrp.engine.living import Living, Reach
 from bilrp.engine.owners import Groups, Patches
 from bilrp.engine.plan import Stage
 from bilrp.engine.trace import Pair, Trace
-from bilrp.engine.windows import Span, cut_times, place, sum_of_windows
+from bilrp.engine.windows import Span, place, sum_of_windows
 
 T = TypeVar("T")
 WORKING_MEMORY = 1.0e9  # bytes that one chunk may take
@@ -199,17 +198,13 @@ def _at_the_bottom(
 def _joined(cones: Cones, chunk: int) -> tuple[Tensor, tuple[Span, Span]]:
     """All patches' windows of the features in one tensor, with zeros below and on the right."""
     grid, (output,) = cones.owners.grid, [cones.trace.output]
-    found = [(numbers, windows[output]) for numbers, windows in cones.push(chunk)]
+    found = [(n, cones.parts(output, windows[output])) for n, windows in cones.push(chunk)]
     height = max(w.rows.size for _, w in found)
     width = max(w.cols.size for _, w in found)
     row_starts, col_starts = [0] * grid[0], [0] * grid[1]
     first = found[0][1].p
     values = first.new_zeros(math.prod(grid), first.shape[1], height, width)
-    shares = cones.trace.by_number[output].shares
     for numbers, w in found:
-        if shares:  # of an output that is the input, moved
-            a = cones.trace.data(output)[0]
-            w = replace(w, p=cut_times(w.p, a, w.rows, w.cols))
         values[numbers, :, : w.rows.size, : w.cols.size] = w.p
         starts = product(w.rows.starts, w.cols.starts)
         for number, (r, c) in zip(numbers.tolist(), starts, strict=True):

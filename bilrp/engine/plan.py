@@ -256,7 +256,7 @@ class Plan:
 
     def _multiplies(self, n: int) -> bool:
         value = self.run.values[n]
-        return len(set(value.inputs)) > 1 or value.name == "softmax" or self.made[n] is None
+        return len(set(value.inputs)) > 1 or value.name == "softmax"
 
     # --- segments --------------------------------------------------------------------------------
 

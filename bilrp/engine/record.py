@@ -485,18 +485,17 @@ class Record(TorchFunctionMode):
         kept = first.clone() if _may_write(name, args, kwargs) else None
         shared = [] if kept is None else self._sharing(first)
         recorded = mapped((args, kwargs), self._ref)
-        if args and _may_write(name, args, kwargs) and id(args[0]) not in self._known:
-            # a number that is written into: as it was before
-            base = args[0].clone() if isinstance(args[0], Tensor) else args[0]
-            if isinstance(base, Tensor):
-                self._name(base, self.names[id(args[0])])
+        number = args and isinstance(args[0], Tensor) and id(args[0]) not in self._known
+        if number and _may_write(name, args, kwargs):  # as it was before the write
+            base = args[0].clone()
+            self._name(base, self.names[id(args[0])])
             recorded = ((base, *recorded[0][1:]), recorded[1])
         out = func(*args, **kwargs)
         written = [t for t in given if _version(t) != before[id(t)]]
         if written:
             for other, data in shared:
                 other.data = data
-            self._forget_aliases(written[0], before)
+            self._forget_aliases(written[0])
             self._written(written, first, kept, name, place)
         if name == "__setitem__":
             out_data = args[0]
@@ -565,24 +564,23 @@ class Record(TorchFunctionMode):
             _, number, _ = self._known[id(target)]
             self.values[number].data = kept
 
-    def _forget_aliases(self, target: Tensor, before: dict[int, int]) -> None:
+    def _forget_aliases(self, target: Tensor) -> None:
         """What shares the memory but not the count of writes, as `.data` does, is not known now."""
         memory = target.untyped_storage().data_ptr()
-        moved = _version(target) - before[id(target)]
         for key, (t, number, version) in self._known.items():
             alias = t is not target and t.untyped_storage().data_ptr() == memory
-            if alias and version == _version(t) and moved:
+            if alias and version == _version(t):
                 self._known[key] = (t, number, -1)
 
     def _refuse_harm(self, name: str, args: tuple, kwargs: dict) -> None:
         """Before it is done: a write into the model's own weights, or into a tensor `out`."""
-        target = args[0] if args else kwargs.get("input")
-        writes = name == "__setitem__" or kwargs.get("inplace") is True
-        writes |= name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        into = isinstance(target, Tensor) and target.untyped_storage().data_ptr() in self._own
+        into = False
+        if name != "requires_grad_" and _writes(name, kwargs):
+            target = args[0] if args else kwargs.get("input")
+            into = isinstance(target, Tensor) and target.untyped_storage().data_ptr() in self._own
         renorms = name == "embedding" and _given(args, kwargs, 3, "max_norm", None) is not None
         out = kwargs.get("out") is not None
-        if out or renorms or (writes and into):
+        if out or renorms or into:
             what = "a tensor given as out=" if out else "the model's weights"
             place = self._place()
             raise NotImplementedError(
@@ -721,10 +719,13 @@ _OUT_OF_PLACE["threshold"] = nn.functional.threshold
 _OUT_OF_PLACE["hardtanh"] = nn.functional.hardtanh
 
 
+def _writes(name: str, kwargs: dict) -> bool:
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name == "__setitem__" or kwargs.get("inplace") is True
+
+
 def _may_write(name: str, args: tuple, kwargs: dict) -> bool:
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        return True
-    return kwargs.get("inplace", False) is True or any(a is True for a in args)
+    return _writes(name, kwargs) or any(a is True for a in args)
 
 
 def _version(t: Tensor) -> int:

@@ -413,7 +413,7 @@ class RuleBook:
                 continue
             if wide and what == "other":
                 continue
-            if fits(key, place.module, place.name, place.number):
+            if self.means(key, place):
                 return rule
         return None
 
