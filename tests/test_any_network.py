@@ -668,23 +668,6 @@ def test_constants_from_anywhere_are_no_hidden_dependence():
     assert any("a number in" in name for name in trace.absorbing)
 
 
-def test_views_that_are_written_to_are_followed_or_refused():
-    def forward(self, x):
-        y = self.l(x)
-        y[:, :3].mul_(2)
-        return y.relu()
-
-    def whole(self, x):
-        y = self.l(x)
-        y.view(-1).relu_()
-        return y * 2
-
-    for f in (forward, whole):
-        model = made(f, l=nn.Linear(6, 6))
-        with pytest.raises(NotImplementedError, match=r"in.place|overwritten"):
-            bilrp.explain(model, V, V2, LRP0)
-
-
 def test_an_autograd_function_is_followed_inside_or_refused():
     model = made(lambda self, x: self.l(Unseen.apply(self.l(x))), l=nn.Linear(6, 6))
     try:

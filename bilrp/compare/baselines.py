@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.owners import Groups, check_finite, one_input
-from bilrp.engine.record import exact, place_and_format, shadow
+from bilrp.engine.shadow import exact, place_and_format, shadow
 
 
 def saliency(model: nn.Module, x: Tensor, x2: Tensor, groups: int | Tensor | None = None) -> Tensor:

@@ -22,8 +22,8 @@ from bilrp.compare import baselines
 from bilrp.engine.api import explain, factor
 from bilrp.engine.features import random_projection
 from bilrp.engine.owners import Groups, check_finite, one_input, owners_of
-from bilrp.engine.record import place_and_format, shadow
 from bilrp.engine.rules import LRP0, Gamma, Rules
+from bilrp.engine.shadow import place_and_format, shadow
 
 Scores = Callable[..., Tensor]
 

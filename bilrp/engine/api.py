@@ -26,8 +26,8 @@ from bilrp.engine.features import (
     random_projection,
 )
 from bilrp.engine.owners import check_finite, one_input, owners_of
-from bilrp.engine.record import exact
 from bilrp.engine.rules import RuleBook, Rules
+from bilrp.engine.shadow import exact
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.explanation import Explanation
-from bilrp.engine.record import exact, leaves
+from bilrp.engine.record import leaves
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import told
+from bilrp.engine.shadow import exact
 from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
 FORMAT = 1  # of saved factors

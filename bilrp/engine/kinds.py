@@ -252,6 +252,16 @@ def _join(value: Value, run: Run) -> Linear:
     return Linear(parents, fn, sinks=offset(value, run), moves=len(parents) == 1)
 
 
+@kind("index_add", "scatter_add", "index_copy", "select_scatter", "slice_scatter")
+def _put_in(value: Value, run: Run) -> Linear:
+    if value.kwargs.get("alpha", 1) != 1:
+        raise refusal(value, "adds a multiple")
+    places = refs((value.args, value.kwargs))
+    parents = [n for n in places if run.data(n).is_floating_point()]
+    fn = again(_with_numbers(value), run, parents)
+    return Linear(parents, fn, sinks=offset(value, run))
+
+
 @kind("pad")
 def _pad(value: Value, run: Run) -> Linear:
     first = value.inputs[0]

@@ -1,17 +1,13 @@
 """One forward pass of any module, recorded call by call.
 
 A torch function mode sees every call of a torch function (function, inputs, output), whatever the
-model's Python does. It belongs to this thread and this call. The model itself is never run: its
-module objects are copied, sharing all tensors, and the copies run in eval mode.
+model's Python does. It belongs to this thread and this call. The model itself is never run, but a
+copy of its module objects, in eval mode: see `shadow`.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import sys
-import threading
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +21,19 @@ from torch.overrides import TorchFunctionMode
 from bilrp.engine.opened import FORMULAS, opened
 from bilrp.engine.registered import name_of, registered_functions, registered_modules
 from bilrp.engine.rules import numbered
+from bilrp.engine.shadow import exact, shadow
+from bilrp.engine.writes import (
+    Before,
+    Call,
+    common,
+    memory,
+    out_of_place,
+    same_numbers,
+    version,
+    writes,
+    written_by,
+)
 
-Call = tuple[tuple, dict]  # positional and named arguments
 _MODULE_CALL = {nn.Module._call_impl.__code__}
 
 
@@ -134,171 +141,6 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
-# --- the copy that runs ----------------------------------------------------------------------
-
-
-def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
-    """Copies of all module objects in eval mode that share the model's tensors.
-
-    Parameters
-    ----------
-    dtype, device : optional
-        Floating-point tensors are converted where they differ; the model's own stay as they are.
-    """
-    made: dict[int, nn.Module] = {}
-    functions: dict[int, Any] = {}
-
-    def tensor(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        to = dtype if t.is_floating_point() else None
-        return t.detach().to(device=device, dtype=to)
-
-    def attribute(v: Any) -> Any:
-        # Modules in plain lists are not registered, but run all the same.
-        if isinstance(v, nn.Module):
-            return module(v)
-        if type(v) in (list, tuple):
-            return type(v)(attribute(t) for t in v)
-        if type(v) is dict:
-            return {k: attribute(t) for k, t in v.items()}
-        if isinstance(v, Tensor):
-            return tensor(v).clone()  # a forward may write into it
-        owner = getattr(v, "__self__", None)
-        if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
-            return v.__func__.__get__(module(owner))  # a bound method of a module
-        if isinstance(v, functools.partial) and _holds_module(v):
-            named = {k: attribute(t) for k, t in v.keywords.items()}
-            return functools.partial(attribute(v.func), *map(attribute, v.args), **named)
-        return closure(v) if isinstance(v, types.FunctionType) and _holds_module(v) else v
-
-    def closure(f: types.FunctionType) -> types.FunctionType:
-        """The same function around the copies of the modules that it holds."""
-        if id(f) in functions:
-            return functions[id(f)]
-        cells = tuple(types.CellType() for _ in f.__closure__ or ())
-        new = types.FunctionType(f.__code__, f.__globals__, f.__name__, None, cells or None)
-        functions[id(f)] = new
-        for cell, old in zip(cells, f.__closure__ or (), strict=True):
-            if old != types.CellType():  # not empty
-                cell.cell_contents = attribute(old.cell_contents)
-        new.__dict__.update(f.__dict__)
-        new.__defaults__ = attribute(f.__defaults__)
-        new.__kwdefaults__ = attribute(f.__kwdefaults__)
-        return new
-
-    def module(m: nn.Module) -> nn.Module:
-        if id(m) in made:
-            return made[id(m)]
-        if isinstance(m, torch.jit.ScriptModule):
-            raise NotImplementedError(
-                f"{type(m).__name__} is a scripted module: its calls cannot be seen. Give the "
-                "Python module it was made from."
-            )
-        new = made[id(m)] = object.__new__(m.__class__)
-        for key, v in vars(m).items():
-            if key == "_modules":
-                v = {k: None if c is None else module(c) for k, c in v.items()}
-            elif key in ("_parameters", "_buffers"):
-                v = {k: tensor(t) for k, t in v.items()}
-                if key == "_buffers":  # a forward may write into them
-                    v = {k: t if t is None else t.clone() for k, t in v.items()}
-            elif key.startswith("_forward") or key.startswith("_backward"):
-                v = copy.copy(v)  # hooks run as they do for the user, on the copy
-            else:
-                v = attribute(v)
-            new.__dict__[key] = v
-        new.__dict__["training"] = False
-        return new
-
-    copied = module(model)
-    copied.__dict__["_copied_from"] = frozenset(made)
-    return copied
-
-
-def _holds_module(v: Any, seen: tuple = ()) -> bool:
-    """Whether a function or a container of things leads to a module."""
-    if any(v is s for s in seen):
-        return False
-    seen = (*seen, v)
-    if isinstance(v, nn.Module) or isinstance(getattr(v, "__self__", None), nn.Module):
-        return True
-    if isinstance(v, functools.partial):
-        held: Any = (v.func, *v.args, *v.keywords.values())
-    elif isinstance(v, types.FunctionType):
-        cells = [c.cell_contents for c in v.__closure__ or () if c != types.CellType()]
-        held = (*cells, *(v.__defaults__ or ()), *(v.__kwdefaults__ or {}).values())
-    elif type(v) in (list, tuple, dict):
-        held = v.values() if isinstance(v, dict) else v
-    else:
-        return False
-    return any(_holds_module(t, seen) for t in held)
-
-
-def place_and_format(
-    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
-) -> tuple[torch.device, torch.dtype]:
-    """Where and in which format to compute: the model's own, at least float32."""
-    if dtype not in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
-    # A model without any numbers of its own, such as a lone pooling, follows the input.
-    numbers = [t for t in (*model.parameters(), *model.buffers(), x) if t.is_floating_point()]
-    some = numbers[0] if numbers else torch.empty(0)
-    double = torch.float64 in (dtype, None if dtype else some.dtype)
-    where = torch.device(device) if device is not None else some.device
-    return where, torch.float64 if double else torch.float32
-
-
-class _WholeFloat32:
-    """Products of float32 in all their bits on a GPU, where TF32 keeps 11 of 24.
-
-    The switch is the process's, so the first to come sets it and the last to go sets it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._before: list[tuple[Any, str, Any]] = []
-
-    def _switches(self) -> list[tuple[Any, str, Any]]:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        conv = getattr(cudnn, "conv", None)
-        if hasattr(conv, "fp32_precision"):  # torch 2.9 and later
-            return [(conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-        return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1 and torch.cuda.is_available():
-                self._before = [(o, key, getattr(o, key)) for o, key, _ in self._switches()]
-                for o, key, value in self._switches():
-                    setattr(o, key, value)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for o, key, value in self._before:
-                    setattr(o, key, value)
-                self._before = []
-
-
-_WHOLE_FLOAT32 = _WholeFloat32()
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """No gradients, no inference tensors, no autocast, no TF32: values as they are."""
-    with (
-        _WHOLE_FLOAT32,
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
-
-
 def smallest_image(model: nn.Module, x: Tensor) -> int | None:
     """Side of the smallest square images that a model runs; None if it is not found."""
     empty = shadow(model, None, torch.device("meta"))
@@ -348,7 +190,8 @@ class Record(TorchFunctionMode):
         self.values: list[Value] = []
         self.names: dict[int, str] = {}
         self._known: dict[int, tuple[Tensor, int, int]] = {}  # id -> (tensor, number, version)
-        self._constants: list[Tensor] = []  # kept, so that no id is used twice
+        # All tensors met, by memory and id; kept, so that no id is used twice.
+        self._all: dict[int, dict[int, Tensor]] = {}
         self._unknown: list[tuple[Tensor, str]] = []
         self._where = {id(m): (name, number) for m, name, number in numbered(model)}
         for name, t in (*model.named_parameters(), *model.named_buffers()):
@@ -359,7 +202,7 @@ class Record(TorchFunctionMode):
                     if isinstance(item, Tensor):
                         self._name(item, f"{name}.{key}".lstrip("."))
         self._originals = vars(model).get("_copied_from", frozenset())
-        self._own = {t.untyped_storage().data_ptr() for t in model.parameters() if t.numel()}
+        self._own = {memory(t) for t in model.parameters()} - {0}
         self._maps = registered_functions()
         root = Place("", type(model), None, model, "the input")
         self._add("input", _identity, ((), {}), None, x, root)
@@ -449,12 +292,13 @@ class Record(TorchFunctionMode):
     def _name(self, t: Tensor, name: str) -> None:
         if id(t) not in self.names:
             self.names[id(t)] = name
-            self._constants.append(t)
+            self._all.setdefault(memory(t), {})[id(t)] = t
 
     def _add(self, name: str, func: Any, call: Call, pick, data: Tensor, place: Place) -> None:
         value = Value(len(self.values), name, func, *call, pick, data, place)
         self.values.append(value)
-        self._known[id(data)] = (data, value.number, _version(data))
+        self._known[id(data)] = (data, value.number, version(data))
+        self._all.setdefault(memory(data), {})[id(data)] = data
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -464,11 +308,18 @@ class Record(TorchFunctionMode):
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
         self._refuse_harm(name, args, kwargs)
-        if not known:
-            if any(id(t) not in self.names for t in given):
+        before = self._before(written_by(name, args, kwargs))
+        made = name in _MADE_LIKE and all(t is args[0] for t in known)  # of its size alone
+        if not known or made:
+            if not made and any(id(t) not in self.names for t in given):
                 self._meet(given, name, self._place())
             out = func(*args, **kwargs)
-            self._made_of(out, given)
+            if name in _EMPTY:
+                out.zero_()  # no number by chance, in a place that is written later or never
+            self._made_of(out, [] if made else given)
+            if before is not None and before.written:
+                self._keep(before)
+                self._share(before)
             return out
         place = self._place_of(func.module) if isinstance(func, _ModuleCall) else self._place()
         self._refuse_what_cannot_be_followed(name, func, args, kwargs, known, place)
@@ -480,37 +331,24 @@ class Record(TorchFunctionMode):
             with self:
                 return inner(*args, **kwargs)
         self._meet(given, name, place)
-        before = {id(t): _version(t) for t in given}
-        first = known[0]
-        kept = first.clone() if _may_write(name, args, kwargs) else None
-        shared = [] if kept is None else self._sharing(first)
-        recorded = mapped((args, kwargs), self._ref)
-        number = args and isinstance(args[0], Tensor) and id(args[0]) not in self._known
-        if number and _may_write(name, args, kwargs):  # as it was before the write
-            base = args[0].clone()
-            self._name(base, self.names[id(args[0])])
-            recorded = ((base, *recorded[0][1:]), recorded[1])
+        recorded: Call = mapped((args, kwargs), self._ref)
+        versions = [version(t) for t in given]
         out = func(*args, **kwargs)
-        written = [t for t in given if _version(t) != before[id(t)]]
-        if written:
-            for other, data in shared:
-                other.data = data
-            self._forget_aliases(written[0])
-            self._written(written, first, kept, name, place)
-        if name == "__setitem__":
-            out_data = args[0]
-            self._add(name, _set_item, recorded, None, out_data, place)
+        written = [t for t, v in zip(given, versions, strict=True) if version(t) != v]
+        if not written:
+            self._results(name, func, recorded, out, place)
             return out
-        self._results(
-            name.rstrip("_") if written else name, func, recorded, out, place, bool(written)
-        )
+        if before is None or not before.holds(written):
+            raise NotImplementedError(
+                f"{name} at {place.line}, in {place}, writes in place in a way that cannot be "
+                "followed; write it without in-place functions"
+            )
+        name, func, recorded = out_of_place(name, func, self._keep(before, recorded))
+        self._results(name, func, recorded, before.target, place)
+        self._share(before)
         return out
 
-    def _results(self, name, func, recorded, out, place, written) -> None:
-        func = _OUT_OF_PLACE.get(name, func) if written else func
-        if written:
-            recorded = (tuple(a for a in recorded[0] if a is not True), recorded[1])
-            recorded[1].pop("inplace", None)
+    def _results(self, name: str, func: Any, recorded: Call, out: Any, place: Place) -> None:
         if isinstance(out, Tensor):
             self._add(name, func, recorded, None, out, place)
         elif isinstance(out, tuple | list):
@@ -521,8 +359,8 @@ class Record(TorchFunctionMode):
     def _ref(self, t: Any) -> Any:
         if not isinstance(t, Tensor) or id(t) not in self._known:
             return t
-        tensor, number, version = self._known[id(t)]
-        if version != _version(tensor):
+        tensor, number, seen = self._known[id(t)]
+        if seen != version(tensor):
             raise NotImplementedError(
                 f"value {self.values[number]} was overwritten in place through another view of its "
                 "memory. Write that step without in-place functions."
@@ -544,40 +382,69 @@ class Record(TorchFunctionMode):
             if isinstance(t, Tensor):
                 self._name(t, name or self._place().name or type(self.model).__name__)
 
-    def _sharing(self, t: Tensor) -> list[tuple[Value, Tensor]]:
-        """Values that lie in the same memory, with what they are now."""
-        memory = t.untyped_storage().data_ptr()
-        found = [v for v in self.values if v.data.untyped_storage().data_ptr() == memory]
-        return [(v, v.data.clone()) for v in found]
+    # --- writes in place: the old numbers stay with the old values, the new ones get new values --
 
-    def _written(self, written, first, kept, name, place) -> None:
-        """After an in-place call: the old numbers stay with the old value."""
-        target = written[0]
-        if len(written) > 1 or (
-            id(target) in self._known and (target is not first or kept is None)
-        ):
-            raise NotImplementedError(
-                f"{name} at {place.line}, in {place}, writes in place in a way that cannot be "
-                "followed; write it without in-place functions"
-            )
-        if id(target) in self._known:
-            _, number, _ = self._known[id(target)]
-            self.values[number].data = kept
+    def _before(self, target: Tensor | None) -> Before | None:
+        """What lies in the memory of a tensor that a call may write into."""
+        if target is None:
+            return None
+        where = memory(target)
+        others = self._all.get(where, {}) if where else {}
+        tensors = {id(target): target, **others}.values()
+        copies = [(t, t.clone(), version(t)) for t in tensors]
+        return Before(target, version(target), copies)
 
-    def _forget_aliases(self, target: Tensor) -> None:
-        """What shares the memory but not the count of writes, as `.data` does, is not known now."""
-        memory = target.untyped_storage().data_ptr()
-        for key, (t, number, version) in self._known.items():
-            alias = t is not target and t.untyped_storage().data_ptr() == memory
-            if alias and version == _version(t):
-                self._known[key] = (t, number, -1)
+    def _keep(self, before: Before, recorded: Call = ((), {})) -> Call:
+        """After the write: earlier calls, and this one, were given what was there before."""
+        copies = {id(t): old for t, old, _ in before.copies}
+
+        def number(t: Any) -> Any:
+            return copies.get(id(t), t)
+
+        for value in self.values:
+            value.data = copies.get(id(value.data), value.data)
+            value.args, value.kwargs = mapped((value.args, value.kwargs), number)
+        for key, old in copies.items():
+            if key in self._known:
+                self._known[id(old)] = (old, self._known[key][1], version(old))
+            elif key in self.names:
+                self._name(old, self.names[key])
+        return mapped(recorded, number)
+
+    def _share(self, before: Before) -> None:
+        """After the write: what else lies there has the numbers that were written."""
+        target = before.target
+        for t, old, seen in before.copies:
+            _, number, known = self._known.get(id(t), (None, None, seen))
+            if t is target or known != seen:  # not known any more: it was written into unseen
+                continue
+            index = common(t, target)
+            if index is None:
+                if number is not None:
+                    self._known[id(t)] = (t, number, version(t))
+                continue
+            new = target if same_numbers(t, target) else self._replaced(old, target, index)
+            if id(new) in self._known:
+                self._known[id(t)] = (t, self._known[id(new)][1], version(t))
+            elif number is not None:
+                del self._known[id(t)]
+                self._name(t, self.names[id(new)])
+
+    def _replaced(self, old: Tensor, written: Tensor, index: Tensor) -> Tensor:
+        """`old` with the numbers that it has in common with `written`, as calls of the record."""
+        apart, index = index < 0, index.clamp(min=0)
+        self._name(index, "places")
+        self._name(apart, "places")
+        with self:
+            new = written.reshape(-1)[index]
+            return torch.where(apart, old, new) if bool(apart.any()) else new
 
     def _refuse_harm(self, name: str, args: tuple, kwargs: dict) -> None:
         """Before it is done: a write into the model's own weights, or into a tensor `out`."""
         into = False
-        if name != "requires_grad_" and _writes(name, kwargs):
-            target = args[0] if args else kwargs.get("input")
-            into = isinstance(target, Tensor) and target.untyped_storage().data_ptr() in self._own
+        if name != "requires_grad_" and writes(name, kwargs):
+            target = written_by(name, args, kwargs)
+            into = target is not None and memory(target) in self._own
         renorms = name == "embedding" and _given(args, kwargs, 3, "max_norm", None) is not None
         out = kwargs.get("out") is not None
         if out or renorms or into:
@@ -624,6 +491,11 @@ class Record(TorchFunctionMode):
                 f"{name} at {place.line}, in {place}, takes a number out of torch: what is done "
                 "with it there cannot be followed. Keep it a tensor."
             )
+        if name == "__set__" and func.__self__ is Tensor.data:
+            raise NotImplementedError(
+                f"{place.line}, in {place}, puts other numbers into a tensor by setting its .data, "
+                "which cannot be followed. Give them a name of their own."
+            )
         if name.startswith(("dropout", "alpha_dropout", "feature_")):
             random = _given(args, kwargs, 2, "training", True) and _given(args, kwargs, 1, "p", 0.5)
         else:
@@ -640,11 +512,11 @@ class Record(TorchFunctionMode):
 
 def _state(model: nn.Module) -> list:
     """What a forward may change: counts of writes into tensors, plain values, lengths."""
-    state: list = [_version(t) for t in (*model.parameters(), *model.buffers())]
+    state: list = [version(t) for t in (*model.parameters(), *model.buffers())]
     for m in model.modules():
         for v in vars(m).values():
             if isinstance(v, Tensor):
-                state.append((id(v), _version(v)))
+                state.append((id(v), version(v)))
             elif isinstance(v, bool | int | float | str | None):
                 state.append(v)
             elif isinstance(v, list | dict | set):
@@ -696,37 +568,8 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _set_item(base: Tensor, index: Any, value: Any) -> Tensor:
-    out = base.clone()
-    out[index] = value
-    return out
-
-
-# What an in-place function does, without writing.
-_OUT_OF_PLACE: dict[str, Callable] = {
-    name: getattr(torch, name)
-    for name in (
-        "add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "neg", "exp", "sqrt",
-        "rsqrt", "pow", "abs", "masked_fill", "celu", "selu", "reciprocal", "square", "clip",
-        "addmm", "addcmul", "addcdiv", "erf", "floor", "ceil", "round", "log", "softmax",
-        "squeeze", "unsqueeze", "transpose", "t", "index_add", "index_fill", "index_copy",
-    )
-    if hasattr(torch, name)
+_EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_MADE_LIKE = {
+    "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty",
+    "new_full", "new_tensor", "new_empty_strided",
 }  # fmt: skip
-_OUT_OF_PLACE["leaky_relu"] = nn.functional.leaky_relu
-_OUT_OF_PLACE["elu"] = nn.functional.elu
-_OUT_OF_PLACE["threshold"] = nn.functional.threshold
-_OUT_OF_PLACE["hardtanh"] = nn.functional.hardtanh
-
-
-def _writes(name: str, kwargs: dict) -> bool:
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name == "__setitem__" or kwargs.get("inplace") is True
-
-
-def _may_write(name: str, args: tuple, kwargs: dict) -> bool:
-    return _writes(name, kwargs) or any(a is True for a in args)
-
-
-def _version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version

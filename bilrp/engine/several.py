@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bilrp.engine.explanation import Explanation
 from bilrp.engine.factors import Factor, rows_of
-from bilrp.engine.record import exact
+from bilrp.engine.shadow import exact
 
 MOST = 2**27  # scores that one call returns: 1 GB in float64
 WHOLE = "all"

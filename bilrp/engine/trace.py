@@ -18,8 +18,9 @@ from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
 from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
 from bilrp.engine.plan import Plan, Stage
-from bilrp.engine.record import Record, exact, place_and_format, shadow
+from bilrp.engine.record import Record
 from bilrp.engine.rules import RuleBook, Rules
+from bilrp.engine.shadow import exact, place_and_format, shadow
 from bilrp.engine.windows import Geometry
 
 Rows = Tensor | Living  # of one value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.explanation import Explanation
-from bilrp.engine.record import exact, place_and_format, shadow
+from bilrp.engine.shadow import exact, place_and_format, shadow
 
 
 class View(NamedTuple):

@@ -1,0 +1,176 @@
+"""How a model is run: copies of its module objects, sharing all tensors, with exact products."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+    """Copies of all module objects in eval mode that share the model's tensors.
+
+    Parameters
+    ----------
+    dtype, device : optional
+        Floating-point tensors are converted where they differ; the model's own stay as they are.
+    """
+    made: dict[int, nn.Module] = {}
+    functions: dict[int, Any] = {}
+
+    def tensor(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        to = dtype if t.is_floating_point() else None
+        return t.detach().to(device=device, dtype=to)
+
+    def attribute(v: Any) -> Any:
+        # Modules in plain lists are not registered, but run all the same.
+        if isinstance(v, nn.Module):
+            return module(v)
+        if type(v) in (list, tuple):
+            return type(v)(attribute(t) for t in v)
+        if type(v) is dict:
+            return {k: attribute(t) for k, t in v.items()}
+        if isinstance(v, Tensor):
+            return tensor(v).clone()  # a forward may write into it
+        owner = getattr(v, "__self__", None)
+        if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
+            return v.__func__.__get__(module(owner))  # a bound method of a module
+        if isinstance(v, functools.partial) and _holds_module(v):
+            named = {k: attribute(t) for k, t in v.keywords.items()}
+            return functools.partial(attribute(v.func), *map(attribute, v.args), **named)
+        return closure(v) if isinstance(v, types.FunctionType) and _holds_module(v) else v
+
+    def closure(f: types.FunctionType) -> types.FunctionType:
+        """The same function around the copies of the modules that it holds."""
+        if id(f) in functions:
+            return functions[id(f)]
+        cells = tuple(types.CellType() for _ in f.__closure__ or ())
+        new = types.FunctionType(f.__code__, f.__globals__, f.__name__, None, cells or None)
+        functions[id(f)] = new
+        for cell, old in zip(cells, f.__closure__ or (), strict=True):
+            if old != types.CellType():  # not empty
+                cell.cell_contents = attribute(old.cell_contents)
+        new.__dict__.update(f.__dict__)
+        new.__defaults__ = attribute(f.__defaults__)
+        new.__kwdefaults__ = attribute(f.__kwdefaults__)
+        return new
+
+    def module(m: nn.Module) -> nn.Module:
+        if id(m) in made:
+            return made[id(m)]
+        if isinstance(m, torch.jit.ScriptModule):
+            raise NotImplementedError(
+                f"{type(m).__name__} is a scripted module: its calls cannot be seen. Give the "
+                "Python module it was made from."
+            )
+        new = made[id(m)] = object.__new__(m.__class__)
+        for key, v in vars(m).items():
+            if key == "_modules":
+                v = {k: None if c is None else module(c) for k, c in v.items()}
+            elif key in ("_parameters", "_buffers"):
+                v = {k: tensor(t) for k, t in v.items()}
+                if key == "_buffers":  # a forward may write into them
+                    v = {k: t if t is None else t.clone() for k, t in v.items()}
+            elif key.startswith("_forward") or key.startswith("_backward"):
+                v = copy.copy(v)  # hooks run as they do for the user, on the copy
+            else:
+                v = attribute(v)
+            new.__dict__[key] = v
+        new.__dict__["training"] = False
+        return new
+
+    copied = module(model)
+    copied.__dict__["_copied_from"] = frozenset(made)
+    return copied
+
+
+def _holds_module(v: Any, seen: tuple = ()) -> bool:
+    """Whether a function or a container of things leads to a module."""
+    if any(v is s for s in seen):
+        return False
+    seen = (*seen, v)
+    if isinstance(v, nn.Module) or isinstance(getattr(v, "__self__", None), nn.Module):
+        return True
+    if isinstance(v, functools.partial):
+        held: Any = (v.func, *v.args, *v.keywords.values())
+    elif isinstance(v, types.FunctionType):
+        cells = [c.cell_contents for c in v.__closure__ or () if c != types.CellType()]
+        held = (*cells, *(v.__defaults__ or ()), *(v.__kwdefaults__ or {}).values())
+    elif type(v) in (list, tuple, dict):
+        held = v.values() if isinstance(v, dict) else v
+    else:
+        return False
+    return any(_holds_module(t, seen) for t in held)
+
+
+def place_and_format(
+    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where and in which format to compute: the model's own, at least float32."""
+    if dtype not in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+    # A model without any numbers of its own, such as a lone pooling, follows the input.
+    numbers = [t for t in (*model.parameters(), *model.buffers(), x) if t.is_floating_point()]
+    some = numbers[0] if numbers else torch.empty(0)
+    double = torch.float64 in (dtype, None if dtype else some.dtype)
+    where = torch.device(device) if device is not None else some.device
+    return where, torch.float64 if double else torch.float32
+
+
+class _WholeFloat32:
+    """Products of float32 in all their bits on a GPU, where TF32 keeps 11 of 24.
+
+    The switch is the process's, so the first to come sets it and the last to go sets it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def _switches(self) -> list[tuple[Any, str, Any]]:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        conv = getattr(cudnn, "conv", None)
+        if hasattr(conv, "fp32_precision"):  # torch 2.9 and later
+            return [(conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+        return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1 and torch.cuda.is_available():
+                self._before = [(o, key, getattr(o, key)) for o, key, _ in self._switches()]
+                for o, key, value in self._switches():
+                    setattr(o, key, value)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for o, key, value in self._before:
+                    setattr(o, key, value)
+                self._before = []
+
+
+_WHOLE_FLOAT32 = _WholeFloat32()
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """No gradients, no inference tensors, no autocast, no TF32: values as they are."""
+    with (
+        _WHOLE_FLOAT32,
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
