@@ -826,3 +826,27 @@ def test_mostly_cancellation_is_warned_of():
     # The guard allows for rounding of the parts, each a thousand, in sums of a hundred-thousandth.
     size = float(e.relevance.abs().sum())
     assert abs(float(e.ledger.sum()) - e.similarity) < 1e-12 * size
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_of_tokens_is_what_it_hides(mode, padding):
+    def plain(self, tokens):
+        each = self.e(tokens)
+        keep = (
+            (tokens != padding)[..., None] if padding else torch.ones_like(each, dtype=torch.bool)
+        )
+        if mode == "max":
+            return self.l(each.masked_fill(~keep, -1e9).amax(1)).relu()
+        total = torch.where(keep, each, 0.0).sum(1)
+        return self.l(total if mode == "sum" else total / keep[..., 0].sum(1)).relu()
+
+    layers = nn.Embedding(20, 6), nn.Linear(6, 5)
+    written_out = made(plain, e=layers[0], l=layers[1])
+    bag = nn.EmbeddingBag(20, 6, mode=mode, padding_idx=padding, _weight=layers[0].weight.detach())
+    model = nn.Sequential(bag, layers[1], nn.ReLU()).double().eval()
+    x = torch.tensor([1, 3, 5, 7, 3])
+    one, other = (bilrp.factor(m, x, LRP0) for m in (model, written_out))
+    torch.testing.assert_close(one.values, other.values)
+    assert one.values.abs().max() > 0
+    nets.contract(model, x, LRP0)

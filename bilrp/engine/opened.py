@@ -72,6 +72,37 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
+def embedding_bag(
+    tokens: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """torch's embedding_bag in plain functions, of bags that are rows of tokens."""
+    if max_norm is not None:
+        raise NotImplementedError("embedding_bag with max_norm writes into the model's weights")
+    if tokens.dim() == 1:
+        raise NotImplementedError("embedding_bag with offsets: give tokens as rows, a row a bag")
+    each = F.embedding(tokens, weight)
+    if per_sample_weights is not None:
+        each = each * per_sample_weights[..., None]
+    if padding_idx is None:
+        return {"sum": each.sum, "mean": each.mean, "max": each.amax}[mode](1)
+    keep = (tokens != padding_idx)[..., None]
+    if mode == "max":
+        best = each.masked_fill(~keep, -math.inf).amax(1)
+        return torch.where(keep.any(1), best, 0)  # a bag of nothing else is 0
+    total = (each * keep).sum(1)
+    return total if mode == "sum" else total / keep.sum(1).clamp(min=1)
+
+
 def _lstm_cell(x: Tensor, state: tuple, w: list) -> tuple[Tensor, tuple]:
     h, c = state
     gates = F.linear(x, w[0], w[2]) + F.linear(h, w[1], w[3])
@@ -157,6 +188,7 @@ FORMULAS: dict[str, Callable] = {
     "scaled_dot_product_attention": attention,
     "glu": glu,
     "baddbmm": baddbmm,
+    "embedding_bag": embedding_bag,
     "lstm": _recurrent(_lstm_cell, 2),
     "gru": _recurrent(_gru_cell, 1),
     "rnn_tanh": _recurrent(_rnn_cell(torch.tanh), 1),
