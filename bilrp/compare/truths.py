@@ -121,7 +121,8 @@ def judge_share(
     true = pair.true(patch)
     if not bool((scores > 0).any()):
         area = float(true.double().mean())
-        return {"score": 0.0, "null": 0.0, "marginals": 0.0, "area": area, "auc": 0.5}
+        order = auc(scores, true)
+        return {"score": 0.0, "null": 0.0, "marginals": 0.0, "area": area, "auc": order}
     found = controlled_share(scores, true, tolerance=1e-3)
     return {
         "score": found.share,
@@ -157,7 +158,7 @@ def judge_cosine(
     """Cosine with the truth (the paper's measure), and that of the scores' own marginals."""
     true = pair.true(patch).double()
     if not bool((scores > 0).any()):
-        return {"score": 0.0, "null": 0.0, "auc": 0.5}
+        return {"score": 0.0, "null": 0.0, "auc": auc(scores, true.bool())}
     return {
         "score": cosine(scores, true),
         "null": cosine(marginal_null(scores), true),
