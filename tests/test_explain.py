@@ -202,11 +202,9 @@ def test_inputs_of_different_size_where_the_features_match_in_number():
     e = bilrp.explain(pooled, nets.image(1, 16, 24), nets.image(2, 32, 16), PIXELS)
     assert e.relevance.shape == (2, 3, 4, 2)
     assert float(e.ledger.sum()) == pytest.approx(e.similarity)
-    # Windows over maps of different shape with as many numbers: matched in flattened order.
-    low = nets.cnn(1)[:5]
-    x, x2 = nets.image(1, 16, 32), nets.image(2, 32, 16)
-    e = bilrp.explain(low, x, x2, PIXELS)
-    torch.testing.assert_close(e.relevance, by_pulling(low, x, x2, PIXELS, 8))
+    # Maps of different shape with as many numbers: no place of one is a place of the other.
+    with pytest.raises(ValueError, match=r"different shapes, \(4, 8, 16\) and \(4, 16, 8\)"):
+        bilrp.explain(nets.cnn(1)[:5], nets.image(1, 16, 32), nets.image(2, 32, 16), PIXELS)
 
 
 def test_the_same_call_gives_the_same_numbers():

@@ -146,34 +146,86 @@ def test_every_way_to_multiply_with_weights_obeys_the_rule(name):
         torch.testing.assert_close(one.values, other.values)
 
 
-def test_a_rule_for_a_batch_norm_is_heard():
-    model = nets.randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), 1)
-    usual = bilrp.factor(model, X, LRP0, patch=4).dense()
-    for key in (2, "1", nn.BatchNorm2d):
-        passed = bilrp.factor(model, X, {key: bilrp.Pass(), "*": LRP0}, patch=4).dense()
-        assert not torch.allclose(passed, usual)
-    conv, norm, _ = model
-    with torch.no_grad():  # Pass at the norm: its outputs are shared out as its inputs are
-        z = conv(X[None])
-        share = norm(z).relu() / z
-        parts = [F.conv2d(torch.where(mask, X, 0)[None], conv.weight) * share for mask in patches()]
-    torch.testing.assert_close(passed, torch.stack(parts).flatten(1))
-    nets.contract(model, X, {2: bilrp.Pass(), "*": GAMMA})
+@pytest.mark.parametrize("how", ["to", "type_as", "expand_as"])
+def test_a_constant_brought_to_the_format_of_the_input_is_a_constant(how):
+    def forward(self, x):
+        return self.l((x + getattr(self.pos, how)(x)) * self.mean.to(x)).relu()
+
+    def plain(self, x):
+        return self.l((x + self.pos) * self.mean).relu()
+
+    pos, mean = nn.Parameter(torch.randn(1, 5, 6)), torch.full((6,), 0.5).double()
+    one, other = (
+        bilrp.factor(made(f, l=nn.Linear(6, 4), pos=pos, mean=mean), nets.tokens(), GAMMA)
+        for f in (forward, plain)
+    )
+    assert one.owners == other.owners
+    torch.testing.assert_close(one.values, other.values)
+    torch.testing.assert_close(one.absorbed, other.absorbed)
 
 
-def patches(side=4):
-    rows, columns = torch.arange(X.shape[1]) // side, torch.arange(X.shape[2]) // side
-    number = rows[:, None] * (X.shape[2] // side) + columns
-    return [number == k for k in range(int(number.max()) + 1)]
+def test_a_model_that_writes_into_its_input_leaves_it_alone():
+    def forward(self, x):
+        x.sub_(0.3)
+        return self.c(x).relu()
+
+    def plain(self, x):
+        return self.c(x - 0.3).relu()
+
+    x = X.clone()
+    one, other = (
+        bilrp.explain(made(f, c=nn.Conv2d(3, 4, 3)), x, x, LRP0, patch=4) for f in (forward, plain)
+    )
+    assert torch.equal(x, X)
+    torch.testing.assert_close(one.relevance, other.relevance)
+    vector = V.clone()
+    bilrp.factor(made(lambda self, v: self.l(v.mul_(2)), l=nn.Linear(6, 4)), vector, LRP0)
+    assert torch.equal(vector, V)
 
 
 @pytest.mark.parametrize(
-    "key_and_rule", [(nn.ReLU, bilrp.Epsilon(9.0)), (nn.Linear, bilrp.AttnLRP()), ("1", GAMMA)]
+    "product", [lambda a, b: a @ b, lambda a, b: torch.einsum("tij,tjk->tik", a, b)]
 )
-def test_a_rule_that_changes_nothing_is_refused(key_and_rule):
-    key, rule = key_and_rule
-    with pytest.raises(ValueError, match="changes nothing"):
-        bilrp.factor(nets.mlp(1), V, {key: rule, "*": LRP0})
+def test_each_factor_gets_half_of_a_value_times_itself(product):
+    x = torch.randn(4, 4).double()
+    rules = {"": bilrp.AttnLRP(), "*": LRP0}
+    same, copies = (
+        bilrp.factor(made(f), x, rules, groups=1)
+        for f in (lambda self, t: product(t, t), lambda self, t: product(t, t + 0))
+    )
+    torch.testing.assert_close(same.values, copies.values)
+    f = torch.func.jacrev(lambda t: product(t[None], t[None]).flatten())(x)
+    expected = (0.5 * f * x).flatten(1).T  # of a product, each half counts its own
+    torch.testing.assert_close(same.values, expected)
+
+
+def test_a_mask_made_of_the_input_is_a_gate_under_attnlrp_too():
+    def forward(self, x):
+        mask = (x.abs().sum(-1, keepdim=True) > 2).double()
+        return (self.l(x) * mask).sum(1) / mask.sum(1)
+
+    model, x = made(forward, l=nn.Linear(6, 4)), nets.tokens()
+    rules = {"*": bilrp.AttnLRP(), nn.Linear: LRP0}
+    one, other = (bilrp.factor(model, x, r) for r in (rules, LRP0))
+    torch.testing.assert_close(one.values, other.values)
+
+
+def test_autocast_inside_a_forward_is_refused_in_words():
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.l(x).relu().float()
+
+    with pytest.raises(NotImplementedError, match="autocast that the model turns on"):
+        bilrp.factor(made(forward, l=nn.Linear(6, 4)).float(), V.float(), LRP0)
+
+
+def test_where_all_features_are_dead_nobody_owns_anything():
+    def forward(self, x):
+        return (self.c(x) - 99).relu().amax((2, 3)).reshape(1, -1)
+
+    e = bilrp.explain(made(forward, c=nn.Conv2d(3, 4, 3)), X, X, LRP0, patch=4)
+    assert e.similarity == 0
+    assert not e.relevance.any()
 
 
 def test_gamma_at_lerp_beyond_its_ends():
@@ -371,30 +423,6 @@ def test_options_beside_two_factors_are_refused():
             bilrp.explain(model, f, g, **options)
     with pytest.raises(ValueError, match=r"float64 on cpu and torch\.float32"):
         f.explain(bilrp.factor(model, V2, GAMMA, dtype=torch.float32))
-
-
-def test_factors_of_what_differs_do_not_mix():
-    def scaled(self, x):
-        return self.layer(x).relu() * self.scale * self.mask
-
-    def model(scale=1.0, mask=1.0):
-        return made(scaled, layer=nn.Linear(6, 4), scale=scale, mask=torch.full((4,), mask))
-
-    def hooked():
-        m = model()
-        m.layer.register_forward_hook(lambda module, given, out: out * 3)
-        return m
-
-    first = bilrp.factor(model(), V, GAMMA)
-    first.explain(bilrp.factor(model(), V2, GAMMA))
-    for other in (model(scale=3.0), model(mask=3.0), hooked()):
-        with pytest.raises(ValueError, match="different models"):
-            first.explain(bilrp.factor(other, V2, GAMMA))
-    some = {lambda m: isinstance(m, nn.Linear): GAMMA, "*": LRP0}
-    others = {lambda m: getattr(m, "in_features", 0) == 6: GAMMA, "*": LRP0}
-    f, g = (bilrp.factor(nets.mlp(1), v, r) for v, r in ((V, some), (V2, others)))
-    with pytest.raises(ValueError, match="rules"):
-        f.explain(g)
 
 
 def test_cancellation_is_told_wherever_a_pair_is_explained():

@@ -31,7 +31,8 @@ from bilrp.collect.records import (
 from bilrp.collect.store import Store, features_of
 from bilrp.engine.api import factor
 from bilrp.engine.defaults import default_rules
-from bilrp.engine.factors import Identity, fingerprint
+from bilrp.engine.factors import Identity
+from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.rules import RuleBook, Rules
 
 with needs("collect"):

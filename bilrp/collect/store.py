@@ -20,7 +20,8 @@ from bilrp.collect.compress import Basis, Packed
 from bilrp.collect.inputs import Inputs
 from bilrp.collect.records import About, Damaged, Record, StoreError, WrongStore, sha256, sha256_of
 from bilrp.engine.api import factor
-from bilrp.engine.factors import Factor, fingerprint
+from bilrp.engine.factors import Factor
+from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.rules import RuleBook, Rules
 
 with needs("collect"):

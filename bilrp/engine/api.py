@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.explanation import Explanation
-from bilrp.engine.factors import Factor, Identity, combined, fingerprint
+from bilrp.engine.factors import Factor, Identity, combined
 from bilrp.engine.features import (
     check_sum,
     owned_by_all,
@@ -25,6 +25,7 @@ from bilrp.engine.features import (
     pull_projected,
     random_projection,
 )
+from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.owners import check_finite, one_input, owners_of
 from bilrp.engine.rules import RuleBook, Rules
 from bilrp.engine.shadow import exact
@@ -190,6 +191,11 @@ def explain(
         raise ValueError(f"model must be an nn.Module or a pair of them, got {model!r}"[:300])
     factors = []
     for m, v in zip(models, (x, x2), strict=True):
+        if isinstance(v, list | tuple):
+            raise ValueError(
+                "x and x2 must each be one input, a torch.Tensor, or its factor, got a "
+                f"{type(v).__name__}; bilrp.factor takes lists"
+            )
         if isinstance(v, Factor):
             if v.identity.model != fingerprint(m):
                 raise ValueError(
@@ -256,8 +262,8 @@ def factor(
     For a list of inputs, a list of factors. Parameters and errors are those of `bilrp.explain`.
     """
     for name, value in (("patch", patch), ("project", project), ("chunk", chunk)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and (value is not None or name == "patch"):
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device

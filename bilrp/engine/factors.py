@@ -6,19 +6,15 @@ import json
 import os
 import tempfile
 import warnings
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilrp.engine.explanation import Explanation
-from bilrp.engine.record import leaves
-from bilrp.engine.registered import registered_functions, registered_modules
-from bilrp.engine.rules import told
 from bilrp.engine.shadow import exact
 from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
 
@@ -32,7 +28,7 @@ class Identity:
     Attributes
     ----------
     model : str
-        Checksum of structure and numbers, see `fingerprint`.
+        Checksum of structure and numbers, see `fingerprint.fingerprint`.
     rules : str
     projection : str
     """
@@ -53,42 +49,6 @@ class Identity:
         if self.projection != other.projection:
             return f"their projections are {self.projection} and {other.projection}"
         return None
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Checksum of a model: structure, numbers of all kinds, hooks, and the maps registered for it.
-
-    Code counts by its names alone: two forward functions of one name are not told apart.
-    """
-    total = zlib.crc32(repr(model).encode())
-    for name, t in sorted(
-        {**dict(model.named_parameters()), **dict(model.named_buffers())}.items()
-    ):
-        total = _with_tensor(name, t, total)
-    maps = registered_modules()
-    for name, m in model.named_modules():
-        for key, v in sorted(vars(m).items()):
-            if "hooks" in key and isinstance(v, dict):
-                v = [getattr(f, "__qualname__", type(f).__name__) for f in v.values()]
-            elif key == "training" or key.startswith("_"):
-                continue
-            for item in leaves(v):
-                if isinstance(item, Tensor):
-                    total = _with_tensor(f"{name}.{key}", item, total)
-                elif isinstance(item, bool | int | float | str):
-                    total = zlib.crc32(f"{name}.{key} {item!r}".encode(), total)
-        for kind in type(m).__mro__:
-            if kind in maps:
-                total = zlib.crc32(f"{name} {told(maps[kind])}".encode(), total)
-    for name, builder in sorted(registered_functions().items()):
-        total = zlib.crc32(f"{name} {told(builder)}".encode(), total)
-    return f"{total:08x}"
-
-
-def _with_tensor(name: str, t: Tensor, total: int) -> int:
-    total = zlib.crc32(f"{name} {tuple(t.shape)} {t.dtype}".encode(), total)
-    data = t.detach().cpu().contiguous().flatten()
-    return zlib.crc32(data.view(torch.uint8).numpy().data, total) if data.numel() else total
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,11 +215,12 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
             f"the factors are of {formats[0]} on {first.features.device} and {formats[1]} on "
             f"{second.features.device}: bring one to the other by .to(device, dtype)"
         )
-    if len(first.features) != len(second.features):
+    shapes = first.feature_shape, second.feature_shape
+    if [k for k in shapes[0] if k != 1] != [k for k in shapes[1] if k != 1]:
         raise ValueError(
-            "the two inputs have different numbers of features, "
-            f"{first.feature_shape} and {second.feature_shape}; the dot product needs as many on "
-            "both sides: use images of one size, or end the model with global pooling"
+            f"the two inputs have features of different shapes, {shapes[0]} and {shapes[1]}; the "
+            "dot product needs the same on both sides: use images of one size, or end the model "
+            "with global pooling"
         )
     one = first.identity.model == second.identity.model
     names, names2, rows, rows2 = rows_of(first, second, one)

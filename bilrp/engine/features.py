@@ -246,6 +246,8 @@ def _pulled_one_by_one(trace: Trace, owners: Groups, chunk: int | None) -> Tenso
     features = trace.features.flatten()
     living = features.nonzero()[:, 0]
     values = features.new_zeros(math.prod(owners.grid), len(features))
+    if not len(living):
+        return values
     step = max(1, int(2e8 / max(1, features.numel() * features.element_size())))
     for some in living.split(step):
         each = features.new_zeros(len(some), len(features))

@@ -76,6 +76,11 @@ class ModuleCall:
 
 
 Made = Linear | Activation | Tokens | ModuleCall
+PRODUCTS = {"mul", "matmul", "bmm", "mm", "mv", "rmatmul", "einsum"}
+WINNERS = {
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "amax", "amin", "max", "min", "maximum", "minimum", "fmax", "fmin",
+}  # fmt: skip
 _KINDS: dict[str, Callable[[Value, Run], Made]] = {}
 
 
@@ -221,7 +226,7 @@ def _wide(rows: Tensor, shape: torch.Size) -> Tensor:
     "adjoint",
 )  # fmt: skip
 def _move(value: Value, run: Run) -> Linear:
-    first = value.inputs[0]
+    first = _source(value)
     if value.name == "view":
         shape = value.data.shape  # rows may lie otherwise in memory than the value did
         return Linear([first], lambda r: r.reshape(len(r), *shape), moves=True)
@@ -234,7 +239,15 @@ def _move(value: Value, run: Run) -> Linear:
     "feature_alpha_dropout", "requires_grad_", "data", "cpu", "cuda", "alias", "positive",
 )  # fmt: skip
 def _same(value: Value, run: Run) -> Linear:
-    return Linear([value.inputs[0]], lambda r: r, moves=True, coefficients=[1.0])
+    return Linear([_source(value)], lambda r: r, moves=True, coefficients=[1.0])
+
+
+def _source(value: Value) -> int:
+    """What is moved, where other arguments only say where to."""
+    source = value.args[0] if value.args else value.kwargs.get("input", value.kwargs.get("self"))
+    if not isinstance(source, Ref):
+        raise refusal(value, "moves numbers by a value that depends on the input")
+    return source.number
 
 
 @kind("cat", "stack", "hstack", "vstack", "dstack", "column_stack")
@@ -286,6 +299,8 @@ def _put(value: Value, run: Run) -> Linear:
     index = index if isinstance(index, tuple) else (index,)
     shape = value.data.shape
     target = value.data[index].shape
+    if _stand_apart(index):
+        raise refusal(value, "writes to places whose numbers stand apart, as in y[a, :, b]")
 
     def fn(*rows: Tensor) -> Tensor:
         given = dict(zip(parents, rows, strict=True))
@@ -303,6 +318,13 @@ def _put(value: Value, run: Run) -> Linear:
         part[index] = 0 if number is base else number
         sinks.append(Sink(run.named(number, value), part))
     return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
+
+
+def _stand_apart(index: tuple) -> bool:
+    """Whether tensors of places have a slice between them: torch puts their dimension in front."""
+    places = [k for k, t in enumerate(index) if isinstance(t, Tensor | list)]
+    between = index[places[0] : places[-1]] if places else ()
+    return any(isinstance(t, slice) or t is None or t is ... for t in between)
 
 
 @kind("where")
@@ -823,9 +845,13 @@ def product(
     """A product of two values, f(a, b) linear in each: one is frozen, or each gets half."""
     rule = run.book.at(value.place, "products")
     x, y = run.data(a), run.data(b)
-    if isinstance(rule, AttnLRP):
+    if isinstance(rule, AttnLRP) and not (is_mask(a, run) or is_mask(b, run)):
         if a == b:
-            return Linear([a], each(lambda t: f(t, y)), each(lambda t: f(t, y.abs())))
+            return Linear(
+                [a],
+                each(lambda t: 0.5 * (f(t, y) + f(x, t))),
+                each(lambda t: 0.5 * (f(t, y.abs()) + f(x.abs(), t))),
+            )
         return Linear(
             [a, b],
             each(lambda t, s: 0.5 * (f(t, y) + f(x, s))),
@@ -877,7 +903,10 @@ def _div(value: Value, run: Run) -> Linear:
 @kind("einsum")
 def _einsum(value: Value, run: Run) -> Linear:
     equation, *operands = value.args
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+    if len(operands) == 1 and isinstance(operands[0], Ref):
+        number = operands[0].number
+        return Linear([number], again(value, run, [number]))
+    if len(operands) == 1:
         operands = list(operands[0])
     held = [(k, t.number) for k, t in enumerate(operands) if isinstance(t, Ref)]
 

@@ -94,7 +94,8 @@ def embedding_bag(
     if per_sample_weights is not None:
         each = each * per_sample_weights[..., None]
     if padding_idx is None:
-        return {"sum": each.sum, "mean": each.mean, "max": each.amax}[mode](1)
+        total = each.amax(1) if mode == "max" else each.sum(1)
+        return total / tokens.shape[1] if mode == "mean" else total
     keep = (tokens != padding_idx)[..., None]
     if mode == "max":
         best = each.masked_fill(~keep, -math.inf).amax(1)

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bilrp.engine.kinds import Activation, Made, ModuleCall, Run, Tokens, made_of, refusal, weighted
+from bilrp.engine.kinds import (
+    PRODUCTS,
+    WINNERS,
+    Activation,
+    Made,
+    ModuleCall,
+    Run,
+    Tokens,
+    made_of,
+    refusal,
+    weighted,
+)
 from bilrp.engine.maps import Affine, End, Linear, Local, Sink
 from bilrp.engine.modules import Opaque
 from bilrp.engine.record import Place, Value
@@ -77,6 +88,7 @@ class Plan:
     def __init__(self, run: Run, output: int, product: torch.dtype | None) -> None:
         self.run, self.output, self.product = run, output, product
         self.shared = self._shared_biases()
+        self.called = [v.place for v in run.values]
         self.made: dict[int, Made | None] = {}
         self.rule: dict[int, Rule | None] = {}
         self._reach()
@@ -225,13 +237,13 @@ class Plan:
                         "use Gamma, Epsilon, ..."
                     )
                 rule = None
+            if not made.weights and not isinstance(rule, Pass | LRP0 | None):
+                rule = None  # it is for weights; Gamma acts where the segment ends
             if isinstance(rule, Pass) and value.data.shape != self.run.data(made.parents[0]).shape:
                 raise ValueError(
                     f"{value.place}: Pass needs a layer that keeps the shape, but this one turns "
                     f"{tuple(self.run.data(made.parents[0]).shape)} into {tuple(value.data.shape)}"
                 )
-            if not made.weights and not isinstance(rule, Pass | LRP0 | Gamma | None):
-                raise TypeError(f"{rule!r} does not apply to {value}: it has no weights")
             self.rule[n] = rule
         self._refuse_rules_without_effect()
 
@@ -240,23 +252,34 @@ class Plan:
         for key, rule in self.run.book.items:
             if isinstance(key, range) or key == "*":
                 continue
+            if not any(self.run.book.means(key, place) for place in self.called[1:]):
+                raise ValueError(
+                    f"rules: {key!r} -> {rule!r} means a module that is never called for this "
+                    "input. One whose weights another module uses, such as out_proj of "
+                    "nn.MultiheadAttention, has the rule of that module."
+                )
             meant = [n for n in self._in_order() if n and self.run.book.means(key, self._place(n))]
-            if rule.applies == "products":
-                touched = [n for n in meant if self._multiplies(n)]
-            else:
-                touched = [n for n in meant if isinstance(self.made[n], Linear | ModuleCall)]
-            if meant and not touched:
+            if meant and not any(self._hears(n, rule) for n in meant):
                 raise ValueError(
                     f"rules: {key!r} -> {rule!r} means {self._place(meant[0])}, where it changes "
-                    f"nothing: the rule is for {_FOR[rule.applies]}"
+                    f"nothing: the rule is for {_for(rule)}"
                 )
 
     def _place(self, n: int) -> Place:
         return self.run.values[n].place
 
-    def _multiplies(self, n: int) -> bool:
-        value = self.run.values[n]
-        return len(set(value.inputs)) > 1 or value.name == "softmax"
+    def _hears(self, n: int, rule: Rule) -> bool:
+        """Whether a rule can change what a call does."""
+        made, value = self.made[n], self.run.values[n]
+        if rule.applies == "products":
+            return value.name == "softmax" or (value.name in PRODUCTS and len(value.inputs) > 1)
+        if isinstance(made, ModuleCall):
+            return True
+        if not isinstance(made, Linear):
+            return False
+        if isinstance(rule, WinnerTakeAll):
+            return value.name in WINNERS
+        return made.weights or isinstance(rule, Pass | LRP0)
 
     # --- segments --------------------------------------------------------------------------------
 
@@ -319,9 +342,9 @@ class Plan:
                 readers[p].append(n)
         for n in reversed(self._in_order()):
             ends = n == self.output or any(self._ends(c) for c in readers[n])
-            needed[n] = (ends and self.segment[n].joint()) or any(
-                needed[c] for c in readers[n] if not self._ends(c)
-            )
+            # Biases are shared everywhere or nowhere, whatever else reads a value.
+            joint = self.segment[n].joint() or (self.shared and self.segment[n].rule is None)
+            needed[n] = (ends and joint) or any(needed[c] for c in readers[n] if not self._ends(c))
         return {
             n: needed[n] and self.segment[n].inside and n not in self.fused and not self._plain(n)
             for n in self.made
@@ -432,10 +455,12 @@ class Plan:
                 self._close(n)
 
 
-_FOR = {
-    "weights": "layers, norms, sums and pooling",
-    "products": "products of two values and softmax",
-}
+def _for(rule: Rule) -> str:
+    if rule.applies == "products":
+        return "products of two values and softmax"
+    if isinstance(rule, Pass | LRP0):
+        return "layers, norms, sums and pooling"
+    return "max-pooling" if isinstance(rule, WinnerTakeAll) else "layers with weights"
 
 
 def finite(t: Tensor) -> Tensor:

@@ -221,8 +221,13 @@ class Record(TorchFunctionMode):
             )
         self.output = self._known[id(out)][1]
         self.features = self.values[self.output].data
+        if self.features.dim() == 0:
+            raise NotImplementedError(
+                "the model returns a number without dimensions, and features need the batch's. "
+                "Wrap it in a module that returns them so, such as y.view(1, 1)."
+            )
         if hidden and self._unknown:
-            self._refuse_what_is_hidden(x)
+            self._refuse_what_is_hidden(self.values[0].data)
 
     def _refuse_what_is_hidden(self, x: Tensor) -> None:
         """Tensors from nowhere are constants, or were made of the input unseen: try another."""
@@ -309,14 +314,16 @@ class Record(TorchFunctionMode):
             return func(*args, **kwargs)
         self._refuse_harm(name, args, kwargs)
         before = self._before(written_by(name, args, kwargs))
-        made = name in _MADE_LIKE and all(t is args[0] for t in known)  # of its size alone
+        source = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        other = len(known) == 1 and (source is known[0]) == (name in _MADE_LIKE)
+        made = other and name in _MADE_LIKE | _AS_ANOTHER  # of its size or format alone
         if not known or made:
-            if not made and any(id(t) not in self.names for t in given):
+            if any(id(t) not in self.names and id(t) not in self._known for t in given):
                 self._meet(given, name, self._place())
             out = func(*args, **kwargs)
             if name in _EMPTY:
                 out.zero_()  # no number by chance, in a place that is written later or never
-            self._made_of(out, [] if made else given)
+            self._made_of(out, [t for t in given if t is not known[0]] if made else given)
             if before is not None and before.written:
                 self._keep(before)
                 self._share(before)
@@ -496,6 +503,11 @@ class Record(TorchFunctionMode):
                 f"{place.line}, in {place}, puts other numbers into a tensor by setting its .data, "
                 "which cannot be followed. Give them a name of their own."
             )
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+            raise NotImplementedError(
+                f"{place.line}, in {place}, runs under autocast that the model turns on itself. "
+                "Turn it off, or give explain the number format, such as dtype=torch.bfloat16."
+            )
         if name.startswith(("dropout", "alpha_dropout", "feature_")):
             random = _given(args, kwargs, 2, "training", True) and _given(args, kwargs, 1, "p", 0.5)
         else:
@@ -527,7 +539,9 @@ def _state(model: nn.Module) -> list:
 def _another(x: Tensor) -> Tensor:
     """An input near x, different everywhere, of the same signs; of whole numbers, moved ones."""
     if not x.is_floating_point():
-        return x.flip(-1) if not torch.equal(x, x.flip(-1)) else torch.zeros_like(x)
+        other = x.flip(-1)
+        other[..., 0] = other[..., -1]
+        return other if not torch.equal(x, other) else torch.zeros_like(x)
     generator = torch.Generator().manual_seed(0)
     little = 0.01 * torch.rand(x.shape, generator=generator).to(x)
     return torch.where(x == 0, little, x * (1 - little))
@@ -573,3 +587,4 @@ _MADE_LIKE = {
     "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty",
     "new_full", "new_tensor", "new_empty_strided",
 }  # fmt: skip
+_AS_ANOTHER = {"to", "type_as", "expand_as", "view_as", "reshape_as"}

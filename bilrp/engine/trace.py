@@ -26,6 +26,7 @@ from bilrp.engine.windows import Geometry
 Rows = Tensor | Living  # of one value
 Pair = tuple[Rows, Tensor | None]  # p and, inside a segment with gamma, m
 Parts = tuple[Tensor, Tensor | None]
+_CLOSED = 1 << 40  # and the number of a value: its rows where its segment ends, with sinks
 
 
 class Trace:
@@ -82,7 +83,7 @@ class Trace:
         with exact():
             x = x.clone() if x.is_inference() else x
             record = _recorded(model, x, form, place)
-            self.input, self.features = x, record.features
+            self.input, self.features = record.values[0].data, record.features
             self._run = Run(record.values, record.names, book, self.product)
             self.output = record.output
             plan = Plan(self._run, record.output, self.product)
@@ -91,14 +92,11 @@ class Trace:
         self._scales: dict[int, Tensor] = {}
         self._costs: dict[int, tuple[float, float]] = {}
         self.by_number = {step.number: step for step in self.steps}
-        at_end = self.closing.get(self.output)
-        self.closing_sinks = at_end.sinks if at_end else []
-        every = [sink for step in self.steps for sink in step.sinks] + self.closing_sinks
-        self.absorbing = list(dict.fromkeys(sink.name for sink in every))
-        for step in self.steps:  # a name in the ledger, but no row to push
-            step.sinks = [sink for sink in step.sinks if bool(sink.part.abs().sum() > 0)]
-        self.sinks = [(step.number, sink) for step in self.steps for sink in step.sinks]
-        self.sinks += [(self.output, sink) for sink in self.closing_sinks]
+        ends = [(s.number, e) for s in self.steps for e in (s, self.closing.get(s.number)) if e]
+        self.absorbing = list(dict.fromkeys(sink.name for _, e in ends for sink in e.sinks))
+        for _, e in ends:  # a name in the ledger, but no row to push
+            e.sinks = [sink for sink in e.sinks if bool(sink.part.abs().sum() > 0)]
+        self.sinks = [(number, sink) for number, e in ends for sink in e.sinks]
 
     # --- what travels --------------------------------------------------------------------------
 
@@ -175,20 +173,22 @@ class Trace:
             if check is not None:
                 check(stage, p, first)
             rows[stage.number] = (p, m)
+            end = self.closing.get(stage.number)
+            if at is not None and end is not None and end.sinks:
+                sinks = torch.stack([s.part for s in end.sinks])
+                closed = torch.cat([_padded(self._closed(rows, stage.number), at), sinks])
+                rows[_CLOSED + stage.number] = (closed, None)
+                at += len(end.sinks)
             self._reached(stage, reach)
             for n in last[stage.number]:
                 rows.pop(n, None)
+                rows.pop(_CLOSED + n, None)
         return at
 
     def at_the_end(self, rows: dict[int, Pair], at: int | None) -> Tensor:
         """Rows of the features, with all sinks if `at` counts them."""
         out = self._closed(rows, self.output)
-        if at is None:
-            return out
-        out = _padded(out, at)
-        if self.closing_sinks:
-            out = torch.cat([out, torch.stack([s.part for s in self.closing_sinks])])
-        return out
+        return out if at is None else _padded(out, at)
 
     def _pushed(
         self, stage: Stage, rows: dict[int, Pair], reach: dict[int, Reach], full: bool
@@ -201,7 +201,7 @@ class Trace:
             return self._through_layer(stage, rows, reach, full), None
         if stage.end is not None:
             if stage.end.f_m is None:
-                return stage.end.push(self._parts(stage.parents[0], rows)[0], None), None
+                return stage.end.push(self._closed(rows, stage.parents[0]), None), None
             return stage.end.push(*self._pair(stage.parents[0], rows)), None
         linear = stage.linear
         assert linear is not None
@@ -299,7 +299,8 @@ class Trace:
 
     def _parts(self, n: int, rows: dict[int, Pair]) -> Parts:
         p, m = self._dense(n, rows)
-        return (p * self.data(n), None) if self.by_number[n].shares else (p, m)
+        shares = n in self.by_number and self.by_number[n].shares
+        return (p * self.data(n), None) if shares else (p, m)
 
     def _dense(self, n: int, rows: dict[int, Pair]) -> Parts:
         p, m = rows[n]
@@ -311,6 +312,8 @@ class Trace:
 
     def _closed(self, rows: dict[int, Pair], n: int) -> Tensor:
         """Parts of a value whose segment, if it is in one, ends with it."""
+        if _CLOSED + n in rows:  # with the sinks that stand at its end
+            return self._parts(_CLOSED + n, rows)[0]
         p, m = self._parts(n, rows)
         return self.closing[n].push(p, m) if n in self.closing else p
 
@@ -402,7 +405,11 @@ class Trace:
             back = step.local.pull(p)
             (add if self.by_number[parents[0]].shares else close)(parents[0], back)
         elif step.end is not None:
-            give(parents[0], *step.end.pull(p))
+            back, other = step.end.pull(p)
+            if other is None:
+                close(parents[0], back)
+            else:
+                give(parents[0], back, other)
         else:
             linear = step.linear
             assert linear is not None
@@ -452,8 +459,8 @@ def _recorded(model: nn.Module, x: Tensor, form: torch.dtype, place: torch.devic
     if x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules()):
         # Fast where the maps lie so in memory; a model that cannot have that runs as it is.
         with suppress(ValueError, RuntimeError):
-            return _compared(model, shadow(model, form, place), channels_last(x), x)
-    return _compared(model, shadow(model, form, place), x, x)
+            return _compared(model, shadow(model, form, place), channels_last(x.clone()), x)
+    return _compared(model, shadow(model, form, place), x.clone(), x)
 
 
 def _compared(model: nn.Module, copied: nn.Module, turned: Tensor, x: Tensor) -> Record:
@@ -468,7 +475,7 @@ def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: 
         t.device == x.device and (not t.is_floating_point() or t.dtype == record.features.dtype)
         for t in (*model.parameters(), *model.buffers())
     )
-    plain = (model if same else copied)(x)
+    plain = (model if same else copied)(x.clone())  # which it may write into
     found = record.features
     if not isinstance(plain, Tensor) or plain.shape != found.shape:
         raise NotImplementedError("the model gives something else when it is called again")
@@ -479,7 +486,7 @@ def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: 
     tolerance = 1e-4 if found.dtype == torch.float32 else 1e-9
     if float((plain - found).abs().max()) <= tolerance * float(plain.abs().max()) + 1e-30:
         return
-    again = Record(copied, x)
+    again = Record(copied, x.clone())
     for one, other in zip(record.values, again.values, strict=False):
         if one.name != other.name or one.data.shape != other.data.shape:
             raise NotImplementedError(

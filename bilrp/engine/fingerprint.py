@@ -1,0 +1,92 @@
+"""A checksum of a model, so that factors of different models do not go together."""
+
+from __future__ import annotations
+
+import functools
+import types
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bilrp.engine.registered import registered_functions, registered_modules
+from bilrp.engine.rules import told
+
+_OF_EVERY_MODULE = set(vars(nn.Module()))
+_DEEP = 5  # how far into objects of a model's own making
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Checksum of a model: structure, numbers of all kinds, hooks, and the maps registered for it.
+
+    Functions and hooks count by their names, lambdas by what they do; the code of a forward
+    function counts by its name alone.
+    """
+    total = zlib.crc32(repr(model).encode())
+    for name, item in _told_of(model):
+        total = zlib.crc32(f"{name} {_as_text(item)}".encode(), total)
+        if isinstance(item, Tensor | np.ndarray) and (data := _as_bytes(item)):
+            total = zlib.crc32(data, total)
+    for name, builder in sorted(registered_functions().items()):
+        total = zlib.crc32(f"{name} {told(builder)}".encode(), total)
+    return f"{total:08x}"
+
+
+def _told_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and numbers of all that a model holds."""
+    maps = registered_modules()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    yield from sorted(tensors.items())
+    known = {id(m) for m in model.modules()}
+    for name, m in model.named_modules():
+        for key, v in sorted(vars(m).items()):
+            if "hooks" in key and isinstance(v, dict):
+                yield f"{name}.{key}", [getattr(f, "__qualname__", type(f)) for f in v.values()]
+            elif key not in _OF_EVERY_MODULE:
+                yield from _inside(f"{name}.{key}", v, known, 0)
+        for kind in type(m).__mro__:
+            if kind in maps:
+                yield name, told(maps[kind])
+
+
+def _inside(name: str, v: Any, known: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    """Names and numbers in what is no parameter, buffer or registered module."""
+    inner: dict[Any, Any] = {}
+    if isinstance(v, nn.Module) and id(v) not in known:
+        known.add(id(v))
+        yield from ((f"{name}.{key}", item) for key, item in _told_of(v))
+    elif isinstance(v, functools.partial):
+        inner = {"func": v.func, "args": v.args, "keywords": v.keywords}
+    elif isinstance(v, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+        yield name, told(v)
+    elif isinstance(v, dict):
+        inner = v
+    elif isinstance(v, list | tuple):
+        inner = dict(enumerate(v))
+    elif isinstance(v, set | frozenset):
+        inner = dict(enumerate(sorted(v, key=repr)))
+    elif isinstance(v, Tensor | np.ndarray | bool | int | float | complex | str | bytes | None):
+        yield name, v
+    elif isinstance(v, torch.dtype | torch.device | torch.layout | slice | range):
+        yield name, repr(v)
+    else:
+        yield name, type(v).__qualname__
+        inner = getattr(v, "__dict__", {}) if depth < _DEEP else {}
+    for key, item in inner.items():
+        yield from _inside(f"{name}.{key}", item, known, depth + 1)
+
+
+def _as_text(item: Any) -> str:
+    if isinstance(item, Tensor | np.ndarray):
+        return f"{tuple(item.shape)} {item.dtype}"
+    return str(item) if isinstance(item, str) else repr(item)
+
+
+def _as_bytes(t: Tensor | np.ndarray) -> bytes | memoryview:
+    if isinstance(t, np.ndarray):
+        return t.tobytes()
+    data = t.detach().cpu().contiguous().flatten()
+    return data.view(torch.uint8).numpy().data if data.numel() else b""
