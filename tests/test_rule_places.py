@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import bilrp
-from tests import nets
+from tests import contributions, nets
 from tests.nets import made
 
 LRP0, GAMMA = bilrp.LRP0(), bilrp.Gamma(0.25)
@@ -147,3 +149,35 @@ def test_shared_biases_do_not_depend_on_who_else_reads():
         for f in (alone, beside)
     )
     torch.testing.assert_close(one.values[:, :6], other.values[:, :6])
+
+
+CHOICES = {
+    "owners": [
+        bilrp.Gamma(0.0), bilrp.Gamma(0.1), bilrp.Gamma(1.0), LRP0, bilrp.Epsilon(0.1),
+    ],
+    "shared": [
+        bilrp.Gamma(0.1, "shared"), bilrp.Gamma(1.0, "shared"), LRP0, bilrp.Epsilon(0.1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("biases", CHOICES)
+def test_joint_gamma_is_what_all_contributions_make_it(biases):
+    """Random networks whose layers have rules of different kinds, against dense matrices."""
+    compared = 0
+    for seed in range(250):
+        model, rng = contributions.Drawn(seed), random.Random(seed)
+        x = torch.randn(contributions.SIZE, generator=torch.Generator().manual_seed(seed)).double()
+        linear = [k for k, (kind, *_) in enumerate(model.nodes, 1) if kind == "linear"]
+        rules = {k: rng.choice(CHOICES[biases]) for k in linear}
+        try:
+            found = bilrp.factor(model, x, {f"layers.{k}": r for k, r in rules.items()} or LRP0)
+        except NotImplementedError as error:
+            if "no relevance can reach the input" in str(error):
+                continue  # such as a gate of a gate
+            raise
+        expected = contributions.parts(model, x, rules)
+        bound = 1e-8 * max(1.0, float(expected.abs().max()))
+        assert float((found.dense() - expected).abs().max()) <= bound, seed
+        compared += 1
+    assert compared > 150

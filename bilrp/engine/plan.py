@@ -45,6 +45,8 @@ class Stage:
         Whether the rows are (p, m): a value inside a segment with gamma.
     shares : bool
         Whether the rows are shares u rather than parts a u: the input and what is only moved.
+    closes : bool
+        Whether the segments that come in end before it, as with the rules `Pass` and `LRP0`.
     sinks : list of Sink
     """
 
@@ -56,6 +58,7 @@ class Stage:
     tokens: bool = False
     pair: bool = False
     shares: bool = False
+    closes: bool = False
     sinks: list[Sink] = field(default_factory=list)
 
 
@@ -101,7 +104,7 @@ class Plan:
         self.fused = self._fusable()
         self.pair = self._pairs()
         self.magnitude: dict[int, Tensor] = {}
-        self.biases: dict[int, tuple[Tensor, Tensor]] = {}
+        self.biases: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
         self.closing: dict[int, End] = {}
         self.shares: dict[int, bool] = {}
         self.steps = [self._step(n) for n in self._in_order() if n not in self.fused]
@@ -342,9 +345,9 @@ class Plan:
                 readers[p].append(n)
         for n in reversed(self._in_order()):
             ends = n == self.output or any(self._ends(c) for c in readers[n])
-            # Biases are shared everywhere or nowhere, whatever else reads a value.
-            joint = self.segment[n].joint() or (self.shared and self.segment[n].rule is None)
-            needed[n] = (ends and joint) or any(needed[c] for c in readers[n] if not self._ends(c))
+            needed[n] = (ends and self.segment[n].joint()) or any(
+                needed[c] for c in readers[n] if not self._ends(c)
+            )
         return {
             n: needed[n] and self.segment[n].inside and n not in self.fused and not self._plain(n)
             for n in self.made
@@ -382,22 +385,24 @@ class Plan:
             parent = made.parents[0]
             end = End(self.run.data(parent), value.data, None, 0.0, None, value.place.name)
             self._close_all([parent])
-            return Stage(n, [parent], end=end, sinks=end.sinks)
+            return Stage(n, [parent], end=end, closes=True, sinks=end.sinks)
         if rule is not None and not isinstance(rule, Gamma | LRP0):
             return self._local_step(n, made.parents[0], rule, value.data, value.data)
         if isinstance(rule, LRP0):
             self._close_all(made.parents)
-            return Stage(n, made.parents, linear=made, sinks=made.sinks)
+            return Stage(n, made.parents, linear=made, closes=True, sinks=made.sinks)
         shares = made.moves and len(made.parents) == 1 and self.shares[made.parents[0]]
         if shares and not made.sinks:
             return Stage(n, made.parents, linear=made, shares=True)
         if not self.pair[n]:
-            return Stage(n, made.parents, linear=made, sinks=self._kept(made, n))
+            sinks = made.sinks
+            if any(p in self.biases for p in made.parents):  # from here on they are owners
+                own = self._own_biases(made, torch.zeros_like(self.run.data(n)))
+                sinks = [Sink(name, p) for name, (p, _) in own.items()]
+            return Stage(n, made.parents, linear=made, sinks=sinks)
         self._measure(n, made)
-        return Stage(n, made.parents, linear=made, pair=True, sinks=self._kept(made, n))
-
-    def _kept(self, made: Linear, n: int) -> list[Sink]:
-        return [] if self.shared and self.pair[n] else made.sinks
+        sinks = [] if self.shared else made.sinks
+        return Stage(n, made.parents, linear=made, pair=True, sinks=sinks)
 
     def _fused_step(self, layer: int, n: int) -> Stage:
         rule = self.rule[layer]
@@ -428,11 +433,21 @@ class Plan:
         total = sum((t.abs() for t in parts), zero)
         self.magnitude[n] = made.magnitudes(*(g[None] for g in given))[0] + total
         if self.shared:
-            none = [torch.zeros_like(g) for g in given]
-            own = [self.biases.get(p, (z, z)) for p, z in zip(made.parents, none, strict=True)]
-            p = made.fn(*(b[0][None] for b in own))[0] + sum(parts, zero)
-            m = made.magnitudes(*(b[1][None] for b in own))[0] + total
-            self.biases[n] = (p, m)
+            self.biases[n] = self._own_biases(made, zero)
+
+    def _own_biases(self, made: Linear, zero: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """By name, what each bias of this segment makes of a value: p and m, as of an owner."""
+        below = [self.biases.get(p, {}) for p in made.parents]
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in dict.fromkeys(name for b in below for name in b):
+            none = (torch.zeros_like(self.run.data(p)) for p in made.parents)
+            own = [b.get(name, (z, z)) for b, z in zip(below, none, strict=True)]
+            p = made.fn(*(t[None] for t, _ in own))[0]
+            found[name] = p, made.magnitudes(*(t[None] for _, t in own))[0]
+        for sink in made.sinks:
+            p, m = found.get(sink.name, (zero, zero))
+            found[sink.name] = p + sink.part, m + sink.part.abs()
+        return found
 
     def _magnitude(self, n: int) -> Tensor:
         return self.magnitude[n] if n in self.magnitude else self.run.data(n).abs()
@@ -442,8 +457,13 @@ class Plan:
         if not self.pair[n]:
             # without gamma, or nothing but moves since the last activation
             return End(self.run.data(n), out, zero, 0.0, None, name)
-        gamma = self.segment[n].gamma()
-        return End(self.run.data(n), out, zero, gamma, self.magnitude[n], name, self.biases.get(n))
+        own = self.biases.get(n, {})
+        if not self.segment[n].joint():  # for others that read it, parts come as pairs
+            end = End(self.run.data(n), out, zero, 0.0, None, name)
+            end.sinks += [Sink(bias, p * end.f_p) for bias, (p, _) in own.items()]
+            return end
+        gamma, shared = self.segment[n].gamma(), total(own)
+        return End(self.run.data(n), out, zero, gamma, self.magnitude[n], name, shared)
 
     def _close(self, n: int) -> None:
         if n not in self.closing:
@@ -453,6 +473,14 @@ class Plan:
         for n in numbers:
             if self.pair[n]:
                 self._close(n)
+
+
+def total(biases: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """p and m of all biases of a segment together; None if there is none."""
+    if not biases:
+        return None
+    p, m = zip(*biases.values(), strict=True)
+    return sum(p[1:], p[0]), sum(m[1:], m[0])
 
 
 def _for(rule: Rule) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
 from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
-from bilrp.engine.plan import Plan, Stage
+from bilrp.engine.plan import Plan, Stage, total
 from bilrp.engine.record import Record
 from bilrp.engine.rules import RuleBook, Rules
 from bilrp.engine.shadow import exact, place_and_format, shadow
@@ -88,7 +88,8 @@ class Trace:
             self.output = record.output
             plan = Plan(self._run, record.output, self.product)
         self.steps, self.closing = plan.steps, plan.closing
-        self._biases = {n: p for n, (p, _) in plan.biases.items()}
+        both = {n: total(biases) for n, biases in plan.biases.items()}
+        self._biases = {n: pair[0] for n, pair in both.items() if pair}
         self._scales: dict[int, Tensor] = {}
         self._costs: dict[int, tuple[float, float]] = {}
         self.by_number = {step.number: step for step in self.steps}
@@ -200,8 +201,10 @@ class Trace:
         if stage.local is not None:
             return self._through_layer(stage, rows, reach, full), None
         if stage.end is not None:
-            if stage.end.f_m is None:
+            if stage.closes:
                 return stage.end.push(self._closed(rows, stage.parents[0]), None), None
+            if stage.end.f_m is None:
+                return stage.end.push(self._parts(stage.parents[0], rows)[0], None), None
             return stage.end.push(*self._pair(stage.parents[0], rows)), None
         linear = stage.linear
         assert linear is not None
@@ -209,10 +212,14 @@ class Trace:
             return linear.fn(rows[stage.parents[0]][0]), None
         if not stage.pair:
             if linear.winners is not None:
-                (given,) = (rows[n][0] for n in stage.parents)
-                if isinstance(given, Living):
-                    return given.pooled(linear.winners.index, linear.winners.geometry), None
-            return linear.fn(*_aligned([self._closed(rows, n) for n in stage.parents])), None
+                (maps,) = (rows[n][0] for n in stage.parents)
+                if isinstance(maps, Living):
+                    return maps.pooled(linear.winners.index, linear.winners.geometry), None
+            if stage.closes:
+                given = [self._closed(rows, n) for n in stage.parents]
+            else:
+                given = [self._parts(n, rows)[0] for n in stage.parents]
+            return linear.fn(*_aligned(given)), None
         pairs = [self._pair(n, rows) for n in stage.parents]
         p, m = _aligned([g[0] for g in pairs]), _aligned([g[1] for g in pairs])
         return linear.fn(*p), linear.magnitudes(*m)
@@ -406,7 +413,7 @@ class Trace:
             (add if self.by_number[parents[0]].shares else close)(parents[0], back)
         elif step.end is not None:
             back, other = step.end.pull(p)
-            if other is None:
+            if step.closes:
                 close(parents[0], back)
             else:
                 give(parents[0], back, other)
@@ -424,7 +431,7 @@ class Trace:
                 add(parents[0], *transposed(p, False))
             elif not step.pair:
                 for n, back in zip(parents, transposed(p, False), strict=True):
-                    close(n, back)
+                    (close if step.closes else give)(n, back)
             else:
                 backs = transposed(p, False)
                 others = [None] * len(parents) if m is None else transposed(m, True)
