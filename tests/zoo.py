@@ -262,7 +262,7 @@ def cells(name: str, ours: dict) -> list[str]:
 def rival_cells(name: str, theirs: dict) -> list[str]:
     """One row of the table of autoLRP."""
     if "error" in theirs:
-        return [name, theirs["error"], *[""] * 4]
+        return [name, "refused", *[""] * 4]
     keys = ("base size", "base sum", "gamma size", "gamma sum", "seconds")
     return [name, *(f"{theirs[k]:.3g}" for k in keys)]
 
@@ -285,6 +285,11 @@ def page(results: dict[str, tuple[dict, dict | None]], names: list[str]) -> str:
     rivals = [rival_cells(n, theirs) for n in done if (theirs := results[n][1]) is not None]
     if rivals:
         parts += ["autoLRP on one small network of each family:", table(RIVAL, rivals)]
+        parts += [
+            f"{n}: {theirs['error']}."
+            for n in done
+            if (theirs := results[n][1]) is not None and "error" in theirs
+        ]
     return "\n\n".join(parts) + "\n"
 
 
