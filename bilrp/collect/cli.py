@@ -178,10 +178,10 @@ def explain(options: Any) -> None:
     """`bilrp explain a.jpg b.jpg -o page.html`."""
     from bilrp.collect import report
 
+    _writable(options.output)
     chosen = network(options.model)
     size = _size(options.size, chosen)
     x, x2 = (_photo(path, size) for path in (options.first, options.second))
-    _writable(options.output)
     model, rules = chosen.make(), chosen.rules()
     factors = [bilrp.factor(model, chosen.prepare(v), rules, patch=chosen.patch) for v in (x, x2)]
     e = factors[0].explain(factors[1], options.similarity)

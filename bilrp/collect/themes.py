@@ -188,7 +188,18 @@ def find_themes(
 def grouped(
     pairs: Sequence[tuple[int, int]], signatures: Tensor, sizes: Sequence[float], labels: Tensor
 ) -> list[Theme]:
-    """Themes from the clusters of pairs."""
+    """Themes from the clusters of pairs.
+
+    Parameters
+    ----------
+    pairs : sequence of (int, int)
+    signatures : Tensor (pairs, channels)
+        Of length 1, as `signature` makes them.
+    sizes : sequence of float
+        Share of the patches that carry half of the positive relevance, for each pair.
+    labels : Tensor (pairs,) of int
+        See `cluster`.
+    """
     found = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
