@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 import zarr.storage._local
 from PIL import Image
 
@@ -31,7 +33,7 @@ from bilrp.collect.records import (
     builder,
     record_path,
 )
-from bilrp.collect.search import FaissIndex, nearest, recall, similarities
+from bilrp.collect.search import SIMILARITIES, FaissIndex, nearest, recall, similarities
 from bilrp.collect.store import Store
 from tests import nets
 from tests.conftest import ROOT
@@ -147,6 +149,125 @@ def test_only_what_is_missing_is_made(store, whole):
     assert record_path(store, 1).stat().st_mtime_ns == kept
 
 
+def test_a_build_touches_nothing_that_is_not_its_own(tmp_path, whole, store):
+    theirs = ["download.partial", "arrays/results.npy", f"a/b.{'0' * 32}.partial", "store.json"]
+    for n, name in enumerate([*theirs, "lock", "builder.json"]):
+        folder = tmp_path / f"folder {n}"
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(StoreError, match=r"is no store|not that of a store"):
+            again(folder)
+        assert [p for p in folder.rglob("*") if p.is_file()] == [folder / name]
+        assert (folder / name).read_text() == "mine"
+    with pytest.raises(StoreError, match="is a file"):
+        again(tmp_path / "folder 0" / "download.partial")
+    # in a store: of what nobody knows nothing is removed, whether the build is refused or not
+    others = [store / "x.partial", store / "mine" / f"x.{'0' * 32}.partial"]
+    halves = [store / f"{name}.{'0' * 32}.partial" for name in ("store.json", "records/1.json")]
+    for path in (*others, *halves):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with pytest.raises(WrongStore):
+        again(store, inputs=inputs(9))
+    assert all(p.exists() for p in (*others, *halves))
+    assert same(again(store), whole)
+    assert all(p.exists() for p in others)
+    assert not any(p.exists() for p in halves)
+
+
+def test_what_a_build_left_that_was_killed_at_once_is_taken_up(tmp_path, whole):
+    for name in ("lock", "builder.json", f"store.json.{'0' * 32}.partial"):
+        (tmp_path / name).touch()
+    assert same(again(tmp_path), whole)
+    shutil.rmtree(tmp_path / "arrays")  # or killed right after its manifest
+    shutil.rmtree(tmp_path / "records")
+    (tmp_path / "names.json").unlink()
+    assert same(again(tmp_path), whole)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(factors=0), "rank >= 1"),
+        (dict(factors=True), "rank >= 1"),
+        (dict(factors="small"), "rank >= 1"),
+        (dict(factors=Basis(torch.eye(3))), "of 3 features, the model makes 32"),
+        (dict(patch=0), "patch must be"),
+        (dict(patch=7), "does not divide"),
+        (dict(rules={"no layer": bilrp.Gamma(0.1)}), "no layer"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_does_not_stand_in_the_way_of_the_right_one(tmp_path, whole, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        again(tmp_path, **wrong)
+    assert same(again(tmp_path), whole)
+
+
+def test_names_that_are_damaged_are_found_and_written_anew(store, whole):
+    names = store / "names.json"
+    for content in (json.dumps(whole.names[::-1]), '["0", "1', None):
+        names.unlink()
+        if content is not None:
+            names.write_text(content)
+        with pytest.raises(StoreError, match="run the same build again"):
+            Store(store)
+        assert same(again(store), whole)
+        assert Store(store).names == whole.names
+
+
+@pytest.mark.parametrize("spoiled", ["", "features", "factors", "factors/00001", "gone"])
+def test_metadata_that_are_damaged_are_made_anew(store, whole, spoiled):
+    file = store / "arrays" / spoiled / "zarr.json"
+    if spoiled == "gone":
+        shutil.rmtree(store / "arrays")
+    else:
+        file.write_text("{")
+    if spoiled in ("features", "gone"):
+        with pytest.raises(Damaged, match="run the same build again"):
+            Store(store).features()
+    assert same(again(store), whole)
+    assert Store(store).check() == []
+
+
+def test_a_damaged_basis_is_never_used_and_is_mended(whole, tmp_path):
+    basis = common_basis([whole.factor(i) for i in range(4)], 12)
+    good = again(tmp_path, factors=basis)
+    arrays = zarr.open_group(tmp_path / "arrays", mode="r+")
+    arrays["basis"][0] = -3 * basis.rows[0].numpy()
+    left = Store(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Damaged, match=r"the basis of .* run the same build again"):
+            left.factor(0)
+    assert left.check() == [0, 1, 2, 3]
+    made = record_path(tmp_path, 0).stat().st_mtime_ns
+    assert same(again(tmp_path, factors=basis), good)
+    assert record_path(tmp_path, 0).stat().st_mtime_ns == made  # the chunks were whole
+    shutil.rmtree(tmp_path / "arrays" / "basis")
+    with pytest.raises(Damaged, match="basis"):
+        Store(tmp_path).factor(0)
+    assert same(again(tmp_path, factors=basis), good)
+
+
+def test_the_rules_of_a_store_are_not_replaced_by_default_ones(tmp_path):
+    x = Tensors.of(inputs())
+    build(tmp_path, x, model(), RULES, chunk=4)
+    with pytest.raises(WrongStore, match=r"gamma=0\.1.*Store\(\.\.\., rules=\)"):
+        Store(tmp_path, model(), inputs=x).factor(0)
+    built = build(tmp_path / "default", x, model(), chunk=4)
+    made = Store(tmp_path / "default", model(), inputs=x).factor(-1)
+    assert made.identity.rules == built.about.identity.rules
+
+
+def test_the_newest_recipe_counts_and_none_keeps_it(store):
+    again(store, recipe={"folder": "old"})
+    again(store)
+    assert Store(store).about.recipe == {"folder": "old"}
+    with pytest.raises(WrongStore):
+        again(store, inputs=inputs(10, seed=1), recipe={"folder": "another's"})
+    assert again(store, recipe={"folder": "new"}).about.recipe == {"folder": "new"}
+
+
 def test_two_builders_and_one_is_told(store, whole):
     with builder(store), pytest.raises(StoreBusy, match=f"by process {os.getpid()} on"):
         again(store)
@@ -225,7 +346,7 @@ for n in range(rounds):
 unfinished = 0
 for n in range(rounds):
     kind = "f" if n % 4 == 0 else "p"
-    if os.path.exists(f"{folder}/{kind}{n}/store.json"):
+    if os.path.exists(f"{folder}/{kind}{n}/names.json"):
         left = Store(f"{folder}/{kind}{n}")
         assert left.check() == [], n
         unfinished += 0 < len(left.missing) < left.about.chunks
@@ -390,6 +511,30 @@ def test_small_factors_keep_their_bound_and_their_ledger_adds_up(whole, tmp_path
             build(tmp_path, inputs(), model(), RULES, common_basis(factors[:2], 12), chunk=3)
 
 
+def test_a_bound_is_what_the_chapter_says(whole):
+    a, b = (pack(whole.factor(i), 2) for i in (0, 1))
+    for p, i in ((a, 0), (b, 1)):
+        exact = whole.factor(i).dense().double()
+        assert p.norm == pytest.approx(float(torch.linalg.svdvals(exact)[0]))
+        assert p.error == pytest.approx(float((p.factor().dense().double() - exact).norm()))
+    expected = a.error * b.norm + a.norm * b.error + a.error * b.error
+    assert a.bound(b) == pytest.approx(expected, rel=1e-12)
+    assert 0 < a.error < a.norm
+
+
+@pytest.mark.parametrize("how", ["exact", "float16", 4, "basis"])
+def test_factors_of_a_network_without_biases_can_be_small(tmp_path, how):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.ReLU())
+    net = net.eval().requires_grad_(False)
+    factors = bilrp.factor(net, list(inputs(3)), RULES)
+    assert len(factors[0].absorbed) == 0
+    how = common_basis(factors, 6) if how == "basis" else how
+    built = build(tmp_path, inputs(3), net, RULES, how)
+    assert built.check() == []
+    e = built.factor(0).explain(built.factor(1))
+    assert float(e.ledger.sum()) == pytest.approx(e.similarity, rel=1e-5)
+
+
 def test_more_rank_is_less_error_and_full_rank_is_exact(whole):
     f = whole.factor(0)
     errors = [pack(f, rank).error for rank in (1, 2, 3)]
@@ -429,6 +574,30 @@ def test_a_search_refuses_what_does_not_fit(whole):
         nearest(whole, torch.zeros(32), 3, "l2")
     with pytest.raises(ValueError, match="31 features, the collection 32"):
         nearest(whole, torch.zeros(31))
+
+
+def test_what_is_not_finite_is_refused(whole):
+    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    for value in (torch.nan, torch.inf):
+        for similarity in SIMILARITIES:
+            with pytest.raises(ValueError, match="the query holds NaN"):
+                nearest(features, torch.full((8,), value), 3, similarity)
+            spoiled = features.clone()
+            spoiled[7, 0] = value
+            with pytest.raises(ValueError, match="input 7 are not finite"):
+                nearest(spoiled, features[0], 3, similarity)
+            assert 7 not in nearest(spoiled, features[0], 3, similarity, without=[7]).indices
+    with pytest.raises(ValueError, match=r"input 0 are not finite.*too large"):
+        nearest(features.abs() * 1e30, features[:1].abs() * 1e30)
+    with pytest.raises(ValueError, match=r"got 2\.5"):
+        nearest(features, features[0], 2.5)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-14, 1.0, 1e37])
+def test_a_vector_has_the_cosine_1_with_itself_however_small(size):
+    x = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * size
+    torch.testing.assert_close(similarities(x, x, "cosine").diag(), torch.ones(4))
+    assert similarities(0 * x, x, "cosine").abs().max() == 0
 
 
 def test_a_record_that_lacks_something_does_not_count(store):

@@ -400,6 +400,15 @@ def test_without_scripts_a_sentence_says_what_is_missing(show) -> None:
     expect(page.locator("[data-gallery]")).to_contain_text("Needs scripts")
 
 
+@pytest.mark.parametrize(("viewport", "shown"), [(PHONE, False), (WIDE, True)])
+def test_the_themes_button_does_not_lie_over_the_read_out(show, viewport, shown) -> None:
+    page = show(viewport=viewport)
+    button = """<button id="pst-back-to-top" style="position: fixed; top: 90vh; display: block">
+        Back to top</button>"""
+    page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", button)
+    expect(page.locator("#pst-back-to-top")).to_be_visible(visible=shown)
+
+
 # --- the book's own gallery, against the engine
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 import bilrp
 from bilrp import collect
-from bilrp.collect import cli
+from bilrp.collect import cli, report
 from tests import nets
 
 RULES = bilrp.Gamma(0.1)
@@ -34,15 +35,30 @@ def test_a_contrast_is_the_difference_to_the_last_digit(similarity):
     c = collect.contrast(query, hit, other, similarity)
     e, e2 = (query.explain(f, similarity) for f in (hit, other))
     assert c.difference == e.similarity - e2.similarity
-    torch.testing.assert_close(
-        c.on_query, e.relevance.sum((2, 3)) - e2.relevance.sum((2, 3)), rtol=1e-4, atol=1e-6
-    )
     scale = abs(e.similarity) + abs(e2.similarity)
     assert sum(c.owners.values()) == pytest.approx(c.difference, abs=1e-6 * scale)
     assert c.owners["input"] != pytest.approx(c.difference, rel=0.01)  # biases are there, too
-    assert float(c.on_query.sum()) + float(
-        sum(v.ledger[0, 1:].sum() * s for v, s in ((e, 1), (e2, -1)))
-    ) == pytest.approx(c.owners["input"], abs=1e-5 * scale)
+    assert float(c.on_query.sum()) == pytest.approx(c.owners["input"], rel=1e-12)
+    for n, name in enumerate(e.owners):  # as both ledgers have it
+        part = float(e.ledger[n].sum() - e2.ledger[n].sum())
+        assert c.owners[name] == pytest.approx(part, abs=1e-6 * scale)
+    # a patch has what it shares with the other's patches, and with the other's biases
+    norms = [
+        1 if similarity == "dot" else float(query.features.norm() * f.features.norm())
+        for f in (hit, other)
+    ]
+    with_biases = [
+        query.dense() @ f.absorbed.sum(0) / n for f, n in zip((hit, other), norms, strict=True)
+    ]
+    expected = (e.matrix.sum(1) + with_biases[0]) - (e2.matrix.sum(1) + with_biases[1])
+    torch.testing.assert_close(
+        c.on_query.flatten(), expected.double(), rtol=1e-3, atol=1e-5 * scale
+    )
+    assert float(with_biases[0].abs().max()) > 1e-3 * scale
+    said = report.contrasted(c, list(torch.rand(3, 3, 16, 16)), ("q", "a", "b"))
+    rest = c.difference - float(c.on_query.sum())
+    assert f"carry {float(c.on_query.sum()):.4g} and biases on the query" in said
+    assert f"side {rest:.4g}." in said
     figure = c.plot(*torch.rand(3, 3, 16, 16))
     assert len(figure.axes) == 3
     with pytest.raises(ValueError, match="-l2"):
@@ -95,10 +111,74 @@ def test_themes_find_what_pairs_have_in_common_wherever_it_is(spots):
     for theme in found:
         assert len({i % 3 for pair in theme.pairs for i in pair}) == 1
         assert theme.tightness > 0.9
-        assert theme.patches <= 0.5
+        masks = [collect.strong_patches(*map(spots.factor, pair)) for pair in theme.pairs]
+        sizes = [float(torch.cat(both).float().mean()) for both in masks]
+        assert theme.patches == pytest.approx(np.median(sizes))
+    assert [t.patches for t in found] == sorted(t.patches for t in found)
     again = collect.find_themes(spots, pairs, count=3)
     assert [t.pairs for t in again] == [t.pairs for t in found]
     assert all(i % 3 == j % 3 for i, j in collect.neighbours(spots, k=2))
+
+
+def test_a_theme_has_its_most_typical_pair_first_and_a_median():
+    angles = torch.tensor([0.5, 0, -0.1, 1.6, 1.4])
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    labels, pairs = torch.tensor([1, 1, 1, 0, 0]), [(n, n + 1) for n in range(5)]
+    few, many = collect.grouped(pairs, rows, [0.5, 0.1, 0.2, 0.9, 0.3], labels)
+    assert few.patches == 0.2
+    assert many.patches == pytest.approx(0.6)  # of two, the middle
+    cosines = torch.cosine_similarity(rows[:3], rows[:3].mean(0)[None])
+    assert few.pairs == [pairs[n] for n in cosines.argsort(descending=True)]
+    assert few.tightness == pytest.approx(float(cosines.mean()))
+
+
+def test_a_signature_weighs_by_relevance_and_counts_no_negative():
+    first, second = factors(2)
+    a, b = first.dense(), second.dense()
+    assert float((a @ b.T).min()) < -0.1 * float((a @ b.T).max())
+    total = torch.zeros(a.shape[1])
+    for row in a:
+        for column in b:
+            total += max(float(row @ column), 0.0) * row * column
+    if len(first.feature_shape) == 3:  # summed over places
+        total = total.view(first.feature_shape[0], -1).sum(1)
+    torch.testing.assert_close(collect.signature(first, second), total / total.norm())
+    tiny = replace(first, values=first.values * 1e-9), replace(second, values=second.values * 1e-9)
+    torch.testing.assert_close(collect.signature(*tiny).norm(), torch.tensor(1.0))
+
+
+def test_clusters_are_as_many_as_there_are_and_in_any_order_the_same():
+    g = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(4, 30, generator=g)
+    kind = torch.arange(60) % 4
+    rows = centres[kind] + 0.3 * torch.randn(60, 30, generator=g)
+    for order in (torch.arange(60), torch.randperm(60, generator=g)):
+        labels = collect.cluster(rows[order])
+        assert len(labels.unique()) == 4
+        assert all(len(labels[kind[order] == k].unique()) == 1 for k in range(4))
+
+
+def test_neighbours_need_others(spots):
+    with pytest.raises(ValueError, match="from 1 to the 17 other inputs"):
+        collect.neighbours(spots, k=18)
+
+
+def test_every_row_of_a_ledger_counts_once():
+    first, second = factors(2)
+    e = first.explain(second)
+    html = report.ledger(e, most=2)
+    cells = re.findall(r'<td>([^<]*)</td><td class="number">([^<]*)</td><td>([^<]*)</td>', html)
+    values = {name: float(value.replace(",", "")) for name, value, _ in cells}
+    both, y = e.ledger, e.similarity
+    assert values.pop("all, which is the similarity") == pytest.approx(y, rel=1e-3)
+    assert sum(values.values()) == pytest.approx(y, rel=1e-2)
+    assert values["pixels x pixels"] == pytest.approx(float(both[0, 0]), rel=1e-3)
+    beside = float(both[0, 1:].sum())
+    assert values["pixels of the first, biases on the second"] == pytest.approx(beside, rel=1e-3)
+    rows = {n: float(both[k].sum()) for k, n in enumerate(e.owners) if k}
+    largest = sorted(rows, key=lambda n: -abs(rows[n]))[:2]
+    assert {n: values[n] for n in largest} == pytest.approx({n: rows[n] for n in largest}, rel=1e-3)
+    assert cells[0][2] == f"{float(both[0, 0]) / y:.1%}"
 
 
 def test_strong_patches_are_the_fewest_that_carry_half(spots):
@@ -129,6 +209,8 @@ def test_what_is_projected_out_no_longer_counts_and_is_still_explained(spots):
     assert parts[0] > 0.4
     with pytest.raises(ValueError, match="3 patches, the input 16"):
         collect.carried_by(before, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"give mask\.bool\(\)"):
+        collect.carried_by(before, torch.ones(16, dtype=torch.int64))
     with pytest.raises(ValueError, match="rank must be"):
         collect.directions(reds, 7)
 
@@ -169,6 +251,15 @@ def test_one_set_of_codes_serves_every_similarity(asked):
     assert found[2048, "concatenated"] > 0.85
     assert found[2048, "concatenated"] > found[64, "concatenated"] > 2 * chance
     assert found[2048, "augmented"] > 3 * chance
+
+
+def test_a_mixture_is_of_the_similarities_themselves():
+    g = torch.Generator().manual_seed(0)
+    base = 10 * torch.randn(1, 2000, generator=g)
+    x, q = (base + 0.01 * torch.randn(n, 2000, generator=g) for n in (200, 3))
+    found = collect.mixed(q, x, [slice(0, 2000)], [collect.Weights(l2=1)])
+    true = -((q.double()[:, None] - x.double()) ** 2).sum(2)
+    torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=0)
 
 
 def test_codes_estimate_the_similarity_itself():
@@ -297,6 +388,10 @@ def test_efficientnet_explains_indexes_and_searches(tmp_path, capsys):
         (["explain", "{good}", "{good}", "-o", "{page}", "--size", "50"], "multiple of 32"),
         (["explain", "{good}", "{good}", "-o", "{page}", "--model", "vgg19"], "vgg16:LAYER"),
         (["explain", "{good}", "{good}", "-o", "{page}", "--model", "vgg16:32"], "from 1 to 31"),
+        (["explain", "{good}", "{small}", "-o", "{good}"], "ends in .html"),
+        (["search", "{good}", "--store", "{no}", "-o", "{no}/store.json"], "ends in .html"),
+        (["themes", "--store", "{no}", "-o", "{good}"], "ends in .html"),
+        (["explain", "{good}", "{good}", "-o", "{page}", "--model", "vgg16:²"], "from 1 to 31"),
         (["index", "{no}", "--store", "{page}"], "no folder"),
         (["search", "{good}", "--store", "{no}", "-o", "{page}"], "is no store"),
     ],
@@ -323,6 +418,26 @@ def test_a_store_of_another_version_or_model_is_refused(small, tmp_path, capsys)
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     assert cli.main([*index, "--size", "32"]) == 1
     assert "store of format 2" in capsys.readouterr().err
+
+
+def test_photos_that_have_moved_are_found_again(small, tmp_path, capsys):
+    photos, store = folder(tmp_path / "photos"), tmp_path / "store"
+    page = ["-o", str(tmp_path / "page.html")]
+    index = ["--store", str(store), "--model", "tiny", "--size", "32"]
+    assert cli.main(["index", str(photos), *index]) == 0
+    moved = photos.rename(tmp_path / "moved")
+    search = ["search", str(moved / "<photo> 0.jpg"), "--store", str(store), *page]
+    assert cli.main(search) == 1
+    assert "bilrp index NEW_FOLDER" in capsys.readouterr().err
+    assert cli.main(["index", str(moved), *index]) == 0
+    assert cli.main(search) == 0
+    for name in sorted(moved.iterdir())[1:]:
+        name.unlink()
+    one = tmp_path / "one"
+    assert cli.main(["index", str(moved), *index[2:], "--store", str(one)]) == 0
+    capsys.readouterr()
+    assert cli.main(["themes", "--store", str(one), *page]) == 1
+    assert "only 1 can be used" in capsys.readouterr().err
 
 
 def test_help_and_usage(capsys):

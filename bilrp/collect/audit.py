@@ -30,12 +30,14 @@ def carried_by(e: Explanation, mask: Tensor | None = None, mask2: Tensor | None 
     Raises
     ------
     ValueError
-        For a mask of another size, or a similarity of 0.
+        For a mask of another size or not of bool, or a similarity of 0.
     """
     matrix = e.matrix.double()
     if e.similarity == 0:
         raise ValueError("the similarity is 0, which nothing has a share of")
     for side, m in enumerate((mask, mask2)):
+        if m is not None and m.dtype != torch.bool:  # numbers would pick patches, not mask them
+            raise ValueError(f"a mask must be of bool, got {m.dtype}: give mask.bool()")
         if m is not None and m.numel() != matrix.shape[side]:
             raise ValueError(f"the mask has {m.numel()} patches, the input {matrix.shape[side]}")
     rows = matrix if mask is None else matrix[mask.flatten()]

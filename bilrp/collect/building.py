@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from bilrp.collect.records import (
     WrongStore,
     builder,
     record_path,
+    refuse_foreign,
     sha256,
     sha256_of,
+    sweep,
     told_of_full_disks,
     write_whole,
 )
@@ -33,6 +36,7 @@ from bilrp.engine.api import factor
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.factors import Identity
 from bilrp.engine.fingerprint import fingerprint
+from bilrp.engine.owners import owners_of
 from bilrp.engine.rules import RuleBook, Rules
 
 with needs("collect"):
@@ -75,8 +79,8 @@ def build(
     Parameters
     ----------
     path : Path
-        A folder, on a disk that all workers share. If a store of the same things is there already,
-        only what is missing, damaged or changed is made.
+        A folder, on a disk that all workers share: one that is empty or not there yet. If a store
+        of the same things is there already, only what is missing, damaged or changed is made.
     inputs : Inputs, or Tensor (N, ...)
         Such as `Photos.of(folder, 128, bilrp.normalize)`.
     model : nn.Module, or callable without arguments that returns it
@@ -95,7 +99,7 @@ def build(
     workers : int, optional
         With "threads": how many chunks at once.
     recipe : dict, optional
-        Kept in the store, for the command `bilrp`.
+        Kept in the store, for the command `bilrp`; the newest counts.
 
     Returns
     -------
@@ -110,11 +114,14 @@ def build(
     WrongStore
         If the folder has a store of something else: says what differs.
     StoreError
-        If the disk is full, or no input at all can be used. What is there stays whole.
+        If the folder holds something that is no store, the disk is full, or no input at all can
+        be used. What is there stays whole.
     ValueError
         If the model is in training mode, or for options that do not fit.
     """
     path = Path(path)
+    refuse_foreign(path)
+    _refuse_options(factors, patch)
     inputs = Tensors.of(inputs) if isinstance(inputs, Tensor) else inputs
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number >= 1, got {chunk!r}")
@@ -123,8 +130,6 @@ def build(
         raise ValueError("the model is in training mode: call model.eval()")
     rules = default_rules(made) if rules is None else rules
     with told_of_full_disks(path, "the store"), builder(path):
-        for half in path.rglob("*.partial"):  # what a killed builder was writing
-            half.unlink(missing_ok=True)
         about = _about(inputs, made, rules, factors, patch, chunk, recipe or {})
         todo = _prepare(path, about, inputs, factors)
         job = Job(path, about, model, rules, factors)
@@ -137,6 +142,18 @@ def build(
     if len(store.bad) == len(store):
         raise StoreError(f"none of the {len(store)} inputs can be used: {store.bad[0]}")
     return store
+
+
+def _refuse_options(keep: Keep, patch: int) -> None:
+    """ValueError for what no store can be made with; before anything is written."""
+    known = isinstance(keep, Basis) or keep in (None, "exact", "float16")
+    rank = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+    if not known and not rank:
+        raise ValueError(
+            f'factors must be None, "exact", "float16", a rank >= 1 or a Basis, got {keep!r}'
+        )
+    if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
+        raise ValueError(f"patch must be a whole number >= 1, got {patch!r}")
 
 
 def _about(
@@ -161,8 +178,12 @@ def _about(
     kept = (
         keep.name if isinstance(keep, Basis) else f"rank {keep}" if isinstance(keep, int) else keep
     )
-    if kept not in (None, "exact", "float16") and isinstance(keep, str):
-        raise ValueError(f'factors must be "exact", "float16", a rank or a Basis, got {keep!r}')
+    if isinstance(keep, Basis) and keep.rows.shape[1] != np.prod(shape):
+        raise ValueError(
+            f"the basis is of {keep.rows.shape[1]} features, the model makes {np.prod(shape)}"
+        )
+    if x.dim() == 3 and x.is_floating_point():
+        owners_of(x[None], patch, None)  # refuses a patch that does not divide the picture
     return About(
         identity=Identity(fingerprint(model), str(RuleBook(rules)), "none, exact"),
         inputs=inputs.about,
@@ -185,25 +206,24 @@ def _shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
 
 def _prepare(path: Path, about: About, inputs: Inputs, keep: Keep) -> list[int]:
     """Make the empty store, or compare with the one that is there: the chunks to be made."""
-    if not (path / "store.json").exists():
-        if any(path.glob("records/*.json")):
-            raise StoreError(f"{path} has chunks but no store.json: build in another folder")
-        arrays = zarr.open_group(path / "arrays", mode="w")
-        size = int(np.prod(about.shape))
-        arrays.create_array(
-            "features", shape=(about.count, size), chunks=(about.chunk, size), dtype="float32"
-        )
-        if keep is not None:
-            arrays.create_group("factors")  # before any worker, for they would all want to
-        if isinstance(keep, Basis):
-            rows = keep.rows.numpy()
-            arrays.create_array("basis", data=rows)
-        write_whole(path / "names.json", json.dumps(list(inputs.names)))
+    new = not (path / "store.json").exists()
+    if not new:
+        there = About.read(path)
+        try:
+            there.refuse_unless(about, path)
+        except WrongStore:
+            # without a single chunk nothing is lost, such as after a first try by wrong options
+            if any(path.glob("records/*.json")):
+                raise
+            new = True
+    sweep(path)
+    if new:
+        shutil.rmtree(path / "arrays", ignore_errors=True)
         write_whole(path / "store.json", about.text())
-        return list(range(about.chunks))
-    About.read(path).refuse_unless(about, path)
-    if keep is not None:
-        zarr.open_group(path / "arrays", mode="r+").require_group("factors")
+    names = json.dumps(list(inputs.names))
+    if new or _text(path / "names.json") != names:
+        write_whole(path / "names.json", names)
+    _mend_arrays(path, about, keep)
     store = Store(path)
     for k in store.check():  # a chunk without its record is made anew
         tqdm.write(f"chunk {k} of {path} is damaged and is made anew")
@@ -212,7 +232,50 @@ def _prepare(path: Path, about: About, inputs: Inputs, keep: Keep) -> list[int]:
         record = Record.read(path, k)
         if record is not None and _bad_ones_changed(path, about, inputs, k, record):
             record_path(path, k).unlink()
+    if about.recipe and store.about.recipe != about.recipe:  # the same photos, in another folder
+        write_whole(path / "store.json", about.text())
     return [k for k in range(about.chunks) if Record.read(path, k) is None]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _mend_arrays(path: Path, about: About, keep: Keep) -> None:
+    """Make what chunks are written to, where it is missing or cannot be opened.
+
+    What zarr knows of an array lies in a file of its own; the chunks beside it stay, and are
+    compared with their checksums like all others.
+    """
+    top, size = path / "arrays", int(np.prod(about.shape))
+    wanted: dict[str, Any] = dict(
+        shape=(about.count, size), chunks=(about.chunk, size), dtype="float32"
+    )
+    arrays: Any = _opened(top, lambda: zarr.open_group(top, mode="r+"))
+    if arrays is None:
+        arrays = zarr.open_group(top, mode="a")
+    features = _opened(top / "features", lambda: arrays["features"])
+    if features is None or any(getattr(features, name) != v for name, v in wanted.items()):
+        (top / "features" / "zarr.json").unlink(missing_ok=True)
+        arrays.create_array("features", **wanted)
+    if keep is not None and _opened(top / "factors", lambda: arrays["factors"]) is None:
+        arrays.create_group("factors")  # before any worker, for they would all want to
+    if isinstance(keep, Basis):
+        basis = _opened(top / "basis", lambda: Basis(torch.from_numpy(arrays["basis"][:])))
+        if basis is None or basis.name != keep.name:
+            arrays.create_array("basis", data=keep.rows.numpy(), overwrite=True)
+
+
+def _opened(folder: Path, open_it: Callable[[], Any]) -> Any:
+    """A group or array of zarr; None if it cannot be opened, and then what hinders it is gone."""
+    try:
+        return open_it()
+    except Exception:  # whatever zarr and its decoders say of what is spoiled
+        (folder / "zarr.json").unlink(missing_ok=True)
+        return None
 
 
 def _bad_ones_changed(path: Path, about: About, inputs: Inputs, k: int, record: Record) -> bool:
@@ -337,10 +400,11 @@ def _model(job: Job) -> nn.Module:
     if isinstance(job.model, nn.Module):
         return job.model
     wanted = job.about.identity.model
-    if wanted not in _MADE:
+    made = _MADE.get(wanted)  # once: another thread may clear it
+    if made is None:
         made = job.model()
         if fingerprint(made) != wanted:
             raise WrongStore(f"{job.model!r} makes another model here than where the build began")
         _MADE.clear()
         _MADE[wanted] = made
-    return _MADE[wanted]
+    return made

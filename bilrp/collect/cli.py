@@ -56,7 +56,7 @@ def network(name: str) -> Network:
         If there is none of this name.
     """
     kind, _, rest = name.partition(":")
-    number = int(rest) if rest.isdigit() else None
+    number = int(rest) if rest.isdecimal() else None
     if kind == "vgg16" and number is not None and 1 <= number <= 31:
         make = partial(bilrp.vgg16, number)
         return Network(name, make, bilrp.vgg16_rules, bilrp.normalize, 128, 8, bilrp.VGG16_NAMES)
@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number >= 1 is needed, not {text!r}")
     return int(text)
 
@@ -178,10 +178,10 @@ def explain(options: Any) -> None:
     """`bilrp explain a.jpg b.jpg -o page.html`."""
     from bilrp.collect import report
 
+    _writable(options.output)
     chosen = network(options.model)
     size = _size(options.size, chosen)
     x, x2 = (_photo(path, size) for path in (options.first, options.second))
-    _writable(options.output)
     model, rules = chosen.make(), chosen.rules()
     factors = [bilrp.factor(model, chosen.prepare(v), rules, patch=chosen.patch) for v in (x, x2)]
     e = factors[0].explain(factors[1], options.similarity)
@@ -227,9 +227,9 @@ def search(options: Any) -> None:
     from bilrp.collect.contrasts import contrast
     from bilrp.collect.search import nearest
 
+    _writable(options.output)
     store, chosen, photos = _opened(options.store)
     x = _photo(options.photo, photos.size)
-    _writable(options.output)
     here = Photos(options.photo.resolve().parent, (options.photo.name,))
     copies = set(store.copies(here.digest(0)))
     for i in copies:
@@ -269,8 +269,11 @@ def themes(options: Any) -> None:
     from bilrp.collect import report
     from bilrp.collect.themes import find_themes, neighbours
 
-    store, chosen, photos = _opened(options.store)
     _writable(options.output)
+    store, chosen, photos = _opened(options.store)
+    used = len(store) - len(store.bad)
+    if used < 2:
+        raise Wrong(f"of {options.store} only {used} can be used, a theme needs pairs: index more")
     pairs = neighbours(store)
     taken = pairs[:: -(-len(pairs) // options.pairs)]
     if len(taken) < 4:
@@ -312,7 +315,9 @@ def _photo(path: Path, size: int) -> Tensor:
 
 
 def _writable(page: Path) -> None:
-    """Before any work: is there a place for the page?"""
+    """Before any work: is there a place for the page, and would it write over no other file?"""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise Wrong(f"{page} is not the name of a page: give one that ends in .html")
     if page.is_dir() or not page.resolve().parent.is_dir():
         raise Wrong(f"{page} cannot be written: give a file in a folder that exists")
 
@@ -329,7 +334,10 @@ def _opened(path: Path) -> tuple[Any, Network, Photos]:
     names = Store(path).names
     photos = Photos(Path(recipe["folder"]), tuple(names), recipe["size"], chosen.prepare)
     if not photos.root.is_dir():
-        raise Wrong(f"the photos of this store were in {photos.root}, which is not there now")
+        raise Wrong(
+            f"the photos of this store were in {photos.root}, which is not there now: if they have "
+            f"moved, run `bilrp index NEW_FOLDER --store {path}` as at first, nothing is made twice"
+        )
     model = chosen.make()
     rules = chosen.rules()
     rules = bilrp.default_rules(model) if rules is None else rules

@@ -228,7 +228,8 @@ def pack(f: Factor, how: str | int | Basis = "exact") -> Packed:
         if how == "exact":
             arrays[name] = t.cpu().numpy()
         else:
-            scales[name] = float(t.abs().max()) / 1024 or 1.0
+            most = float(t.abs().max()) if t.numel() else 0.0  # without biases nothing is absorbed
+            scales[name] = most / 1024 or 1.0
             arrays[name] = (t / scales[name]).cpu().to(torch.float16).numpy()
     about |= {"scales": scales, "arrays": sorted(arrays), "error": 0.0}
     packed = Packed(arrays, about, f.identity, basis)

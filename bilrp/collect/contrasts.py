@@ -14,11 +14,15 @@ from bilrp.engine.factors import Factor
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """R(query, hit) - R(query, other), exactly.
+    """The difference of two similarities, by what the query owns of it, exactly.
 
-    The two explanations have the query in common, not the other input: pairs (patch of the query,
-    patch of the hit) speak for the hit, pairs (patch of the query, patch of the other) for the
-    other. Summed over those partners, both are pictures of the query, which can be subtracted.
+    Both similarities are sums over what the query's owners own of its features, so on the query
+    they can be subtracted: an owner that has the part A_p of the features adds
+
+        c_p = <A_p, features of the hit - features of the other>
+
+    to the difference, for the cosine with the features over their norms. This holds all that a
+    patch of the query does, also with what belongs to no patch of the other picture.
 
     Attributes
     ----------
@@ -27,10 +31,9 @@ class Contrast:
     difference : float
         y(query, hit) - y(query, other).
     on_query : Tensor, the grid of the query
-        What each patch of the query adds to the difference.
+        c_p of each patch of the query, float64.
     owners : dict of str to float
-        The same for all owners of the query; sums to `difference`. "input" is the sum of
-        `on_query`.
+        c of all owners of the query; sums to `difference`. "input" is the sum of `on_query`.
     """
 
     hit: Explanation
@@ -97,11 +100,26 @@ def contrast(query: Factor, hit: Factor, other: Factor, similarity: str = "dot")
             "of the difference belong to hit and other alone"
         )
     e, e2 = query.explain(hit, similarity), query.explain(other, similarity)
-    owners = dict.fromkeys([*e.owners, *e2.owners], 0.0)
-    for made, sign in ((e, 1), (e2, -1)):
-        for name, value in zip(made.owners, made.ledger.sum(1).tolist(), strict=True):
-            owners[name] += sign * value
-    on_query = e.matrix.double().sum(1) - e2.matrix.double().sum(1)
+    toward = _felt(query, hit, similarity) - _felt(query, other, similarity)
+    on_query = torch.stack([part.double() @ toward for part in query.dense()])
+    biases = (query.absorbed.double() @ toward).tolist()
+    owners = [float(on_query.sum()), *biases]
     return Contrast(
-        e, e2, e.similarity - e2.similarity, on_query.reshape(query.grid).to(torch.float32), owners
+        e,
+        e2,
+        e.similarity - e2.similarity,
+        on_query.reshape(query.grid),
+        dict(zip(query.owners, owners, strict=True)),
     )
+
+
+def _felt(query: Factor, partner: Factor, similarity: str) -> Tensor:
+    """What the features of the query are multiplied with in their similarity with a partner."""
+    features = partner.features.double()
+    if similarity == "dot":
+        return features
+    return features / (_norm(query) * _norm(partner))
+
+
+def _norm(f: Factor) -> Tensor:
+    return (f.features if f.exact is None else f.exact).double().norm()

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp.collect.search import Hits
+from bilrp.collect.search import Hits, similarities
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,16 @@ class Weights:
 def mixed(
     query: Tensor, features: Tensor, groups: Sequence[slice], weights: Sequence[Weights]
 ) -> Tensor:
-    """The similarity that is asked for, exactly: (Q, N)."""
+    """The similarity that is asked for, from the features themselves: (Q, N).
+
+    Up to float32's rounding; see `similarities` for the three kinds.
+    """
     total = query.new_zeros(len(query), len(features))
     for g, w in zip(groups, weights, strict=True):
         q, x = query[:, g], features[:, g]
-        total += w.dot * (q @ x.T)
-        total += w.cosine * (F.normalize(q, dim=1) @ F.normalize(x, dim=1).T)
-        total -= w.l2 * torch.cdist(q, x) ** 2
+        for kind, weight in (("dot", w.dot), ("cosine", w.cosine), ("-l2", w.l2)):
+            if weight:
+                total += weight * similarities(q, x, kind)
     return total
 
 

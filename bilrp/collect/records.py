@@ -1,5 +1,6 @@
 """What a store writes beside its numbers: what it is of, which chunks are whole, who builds.
 
+    lock, builder.json    who builds
     store.json            what the store is of: model, rules, inputs, shapes; written first
     names.json            the names of the inputs
     arrays/features       zarr, one chunk for so many inputs
@@ -15,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -105,8 +107,8 @@ class About:
             version = found.pop("format")
         except FileNotFoundError:
             raise StoreError(f"{path} is no store: it has no store.json") from None
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
-            raise StoreError(f"{file} cannot be read; build the store anew") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{file} is not that of a store; build in another folder") from error
         if version != FORMAT:
             raise WrongStore(
                 f"{path} is a store of format {version}; this version reads format {FORMAT}. Build "
@@ -202,6 +204,40 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+_HALF = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as `write_whole` and zarr name what they write
+
+
+def refuse_foreign(path: Path) -> None:
+    """`StoreError` if a folder holds what no build has put there; before anything is written.
+
+    With a store.json it is a store. Without one there may be what a build leaves that was killed
+    before: its lock, which is empty, and who had it.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file: give a folder for the store")
+    if not path.is_dir():
+        return
+    if (path / "store.json").exists():
+        About.read(path)
+        return
+    lock = path / "lock"
+    locked = lock.is_file() and lock.stat().st_size == 0
+    own = {"lock", "builder.json", "store.json"} if locked else set()
+    foreign = sorted(p.name for p in path.iterdir() if _HALF.sub("", p.name) not in own)
+    if foreign:
+        raise StoreError(
+            f"{path} is no store and holds other things, such as {foreign[0]}: give a folder that "
+            "is empty or not there yet"
+        )
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed builder of this store was writing, and nothing else."""
+    mine = ("store.json.*", "names.json.*", "builder.json.*", "records/*", "arrays/**/*")
+    for half in [p for pattern in mine for p in path.glob(pattern) if _HALF.search(p.name)]:
+        half.unlink(missing_ok=True)
+
+
 def sha256(values: np.ndarray) -> str:
     """Of an array's shape, type and numbers."""
     values = np.ascontiguousarray(values)
@@ -210,7 +246,8 @@ def sha256(values: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def sha256_of(names: list[str]) -> str:
+def sha256_of(names: Any) -> str:
+    """Of what JSON can hold."""
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 

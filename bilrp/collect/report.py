@@ -111,10 +111,10 @@ def contrasted(c: Contrast, pictures: Sequence[Tensor], names: Sequence[str]) ->
     pixels = c.owners["input"]
     return (
         f"<p>The query is more similar to {escape(names[1])} than to {escape(names[2])} by "
-        f"{c.difference:.4g}. Of this, patches of the query carry {pixels:.4g} and biases "
-        f"{c.difference - pixels:.4g}. On the query, red patches speak for {escape(names[1])}, "
-        f"blue ones for {escape(names[2])}; the other two show what they are joined with.</p>"
-        + f'<div class="scroll">{picture(figure, alt)}</div>'
+        f"{c.difference:.4g}. Of this, patches of the query carry {pixels:.4g} and biases on the "
+        f"query's side {c.difference - pixels:.4g}. On the query, red patches speak for "
+        f"{escape(names[1])}, blue ones for {escape(names[2])}; the other two show which of their "
+        "patches they are joined with.</p>" + f'<div class="scroll">{picture(figure, alt)}</div>'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,7 +39,8 @@ def similarities(query: Tensor, features: Tensor, similarity: str = "dot") -> Te
     ----------
     query, features : Tensor
     similarity : str
-        "dot"; "cosine", 0 where a vector is 0; "-l2", minus the squared distance.
+        "dot"; "cosine", 0 where a vector is 0; "-l2", minus the squared distance, from the
+        differences themselves: by the dot product, what is near would cancel.
 
     Raises
     ------
@@ -53,10 +55,18 @@ def similarities(query: Tensor, features: Tensor, similarity: str = "dot") -> Te
             "must come from one model, and from inputs of one size"
         )
     if similarity == "cosine":
-        return F.normalize(query, dim=1) @ F.normalize(features, dim=1).T
-    if similarity == "-l2":  # not by the dot product: what is near would cancel
+        return of_length_one(query) @ of_length_one(features).T
+    if similarity == "-l2":
         return -(torch.cdist(query, features, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
     return query @ features.T
+
+
+def of_length_one(rows: Tensor) -> Tensor:
+    """Rows (N, D) over their norms, however small; a row of 0 stays."""
+    # scaled by a power of two, which rounds nothing: squares of what is tiny would be 0
+    most = -int(math.log2(torch.finfo(rows.dtype).tiny))
+    exponent = torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.clamp(-most, most)
+    return F.normalize(torch.ldexp(rows, -exponent.to(rows.dtype)), dim=1)
 
 
 @torch.no_grad()
@@ -84,17 +94,21 @@ def nearest(
     Returns
     -------
     Hits
-        Of equal scores the first input comes first. Inputs that could not be used never come.
+        Scores are rounded to float32, so inputs that are equally similar but for rounding may come
+        in either order; of equal scores the first input comes first. Inputs that could not be used
+        never come.
 
     Raises
     ------
     ValueError
-        If k is not 1 to the number of inputs, for another similarity, or features of another
-        length.
+        If k is not 1 to the number of inputs, for another similarity, features of another length,
+        or numbers that are not finite.
     StoreError
         If the store is not complete, or damaged.
     """
     query = query[None] if query.dim() == 1 else query
+    if not bool(torch.isfinite(query).all()):
+        raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
     left_out = set(without)
     if isinstance(collection, Store):
         blocks, left_out = collection.blocks(), left_out | set(collection.bad)
@@ -102,12 +116,19 @@ def nearest(
         parts = collection.split(BLOCK)
         blocks = ((n * BLOCK, part) for n, part in enumerate(parts))
     most = len(collection) - len(left_out & set(range(len(collection))))
-    if not 1 <= k <= most:
-        raise ValueError(f"k must be from 1 to the {most} inputs that can be found, got {k}")
+    if not isinstance(k, int) or not 1 <= k <= most:
+        raise ValueError(f"k must be from 1 to the {most} inputs that can be found, got {k!r}")
     scores = query.new_empty(len(query), 0, dtype=torch.float32)
     indices = torch.empty(len(query), 0, dtype=torch.int64)
     for first, block in blocks:
         found = similarities(query.float(), block.float(), similarity)
+        spoiled = (~torch.isfinite(found)).any(0).nonzero()[:, 0].tolist()
+        spoiled = [first + i for i in spoiled if first + i not in left_out]
+        if spoiled:
+            raise ValueError(
+                f"the similarities with input {spoiled[0]} are not finite: its features are NaN, "
+                "infinite or too large for float32; mend them, or name it in `without`"
+            )
         numbers = torch.arange(first, first + len(block))
         hidden = [i - first for i in left_out if first <= i < first + len(block)]
         found[:, hidden] = -torch.inf
@@ -163,7 +184,7 @@ class FaissIndex:
         self.index.add(values)
 
     def _prepared(self, features: Tensor):
-        features = F.normalize(features, dim=1) if self.similarity == "cosine" else features
+        features = of_length_one(features) if self.similarity == "cosine" else features
         return features.float().contiguous().numpy()
 
     def nearest(self, query: Tensor, k: int = 5) -> Hits:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bilrp.collect.compress import Basis, Packed
 from bilrp.collect.inputs import Inputs
 from bilrp.collect.records import About, Damaged, Record, StoreError, WrongStore, sha256, sha256_of
 from bilrp.engine.api import factor
+from bilrp.engine.defaults import default_rules
 from bilrp.engine.factors import Factor
 from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.rules import RuleBook, Rules
@@ -48,6 +49,7 @@ class Store:
     ----------
     about : About
     names : list of str
+        Of the inputs, in their order.
     bad : dict of int to str
         Inputs that could not be used, and why; their rows are zero, and no search returns them.
     missing : list of int
@@ -56,7 +58,7 @@ class Store:
     Raises
     ------
     StoreError
-        If the folder is no store.
+        If the folder is no store, or its names are damaged.
     WrongStore
         If it is of another model, rules or inputs than given.
     """
@@ -70,7 +72,7 @@ class Store:
     ) -> None:
         self.path = Path(path)
         self.about = About.read(self.path)
-        self.names: list[str] = json.loads((self.path / "names.json").read_text(encoding="utf-8"))
+        self.names = _names(self.path, self.about)
         self.model, self.rules, self.inputs = model, rules, inputs
         self._refuse()
         self.bad: dict[int, str] = {}
@@ -84,9 +86,13 @@ class Store:
             else:
                 first = self.about.rows(k)[0]
                 self.bad.update({first + i: why for i, why in record.bad.items()})
-        self._arrays: Any = zarr.open_group(self.path / "arrays", mode="r")
         self._kept: dict[int, Tensor] = {}
         self._basis: Basis | None = None
+
+    @cached_property
+    def _arrays(self) -> Any:
+        # when the first number is read: a build that was killed early has none
+        return zarr.open_group(self.path / "arrays", mode="r")
 
     def _refuse(self) -> None:
         mine = self.about.identity
@@ -178,18 +184,27 @@ class Store:
         StoreError
             If it is not kept, and model, rules or inputs were not given; or if input i could not be
             used, or has changed since.
+        WrongStore
+            If it would be made by other rules than the store's.
         Damaged
             If it is not what was written.
         """
+        i = range(len(self))[i]
         if i in self.bad:
             raise StoreError(f"{self.names[i]} could not be used: {self.bad[i]}")
-        k, at = divmod(range(len(self))[i], self.about.chunk)
+        k, at = divmod(i, self.about.chunk)
         if self.about.factors != "none":
             return self.packed(i).factor()
         if self.model is None or self.inputs is None:
             raise StoreError(
                 "this store keeps no factors: give Store(..., model=, rules=, inputs=) to make "
                 "them on demand"
+            )
+        rules = default_rules(self.model) if self.rules is None else self.rules
+        if str(RuleBook(rules)) != self.about.identity.rules:
+            raise WrongStore(
+                f"{self.path} was built with the rules {self.about.identity.rules}, which are not "
+                "the default ones: give Store(..., rules=)"
             )
         record = self._records[k]
         if record is None:
@@ -198,7 +213,7 @@ class Store:
         same = stamp and stamp == self.inputs.stamp(i)
         if not same and self.inputs.digest(i) != digest:
             raise StoreError(f"{self.names[i]} has changed since the store was built")
-        return factor(self.model, self.inputs.read(i), self.rules, patch=self.about.patch)
+        return factor(self.model, self.inputs.read(i), rules, patch=self.about.patch)
 
     def packed(self, i: int) -> Packed:
         """The factor of input i as it is kept, with what is known of its error."""
@@ -216,16 +231,31 @@ class Store:
 
     @property
     def basis(self) -> Basis | None:
-        """The common basis of the factors, if they are kept in one."""
+        """The common basis of the factors, if they are kept in one.
+
+        Raises
+        ------
+        Damaged
+            If it is not what was written.
+        """
         if self._basis is None and self.about.factors.startswith("basis"):
-            self._basis = Basis(torch.from_numpy(self._arrays["basis"][:]))
-            if self._basis.name not in self.about.factors:
-                raise Damaged(f"the basis of {self.path} is not what was written: build anew")
+            said = f"the basis of {self.path} is damaged: run the same build again, it mends it"
+            try:
+                found = Basis(torch.from_numpy(self._read("basis")))
+            except Exception as error:  # whatever a decoder says of broken bytes
+                raise Damaged(said) from error
+            if found.name != self.about.factors:
+                raise Damaged(said)
+            self._basis = found
         return self._basis
 
     def check(self) -> list[int]:
-        """Chunks that are not what was written: all numbers are read and compared."""
+        """Chunks that are not what was written: all numbers are read and compared.
+
+        If a common basis is damaged, these are all chunks whose factors are kept in it.
+        """
         damaged = []
+        self._basis = None
         for k, record in enumerate(self._records):
             if record is None:
                 continue
@@ -268,3 +298,17 @@ def features_of(model: nn.Module, batch: Tensor) -> Tensor:
     if not isinstance(out, Tensor) or out.shape[:1] != batch.shape[:1]:
         raise ValueError("the model must give one tensor whose first dimension is the batch")
     return out.flatten(1).float().cpu()
+
+
+def _names(path: Path, about: About) -> list[str]:
+    """The names of the inputs, compared with their checksum."""
+    try:
+        found = json.loads((path / "names.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        found = None
+    if sha256_of(found) != about.names:
+        raise StoreError(
+            f"{path / 'names.json'} is not what was written: run the same build again, it writes "
+            "the names anew"
+        )
+    return found

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bilrp._names import needs
-from bilrp.collect.search import nearest
+from bilrp.collect.search import nearest, of_length_one
 from bilrp.collect.store import Store
 from bilrp.engine.factors import Factor
 
@@ -45,7 +46,19 @@ class Theme:
 
 
 def neighbours(store: Store, similarity: str = "cosine", k: int = 1) -> list[tuple[int, int]]:
-    """Each input that could be used, with the k most similar others; no pair twice."""
+    """Each input that could be used, with the k most similar others; no pair twice.
+
+    Raises
+    ------
+    ValueError
+        If k is not 1 to the number of others.
+    """
+    others_of_each = len(store) - len(store.bad) - 1
+    if not 1 <= k <= others_of_each:
+        raise ValueError(
+            f"k must be from 1 to the {others_of_each} other inputs that each can have as "
+            f"neighbours, got {k!r}"
+        )
     found = []
     for first, block in store.blocks():
         hits = nearest(store, block, k + 1, similarity).indices.tolist()
@@ -67,7 +80,7 @@ def signature(first: Factor, second: Factor) -> Tensor:
     shared = (a * (weight @ b)).sum(0)
     if len(first.feature_shape) == 3:
         shared = shared.view(first.feature_shape[0], -1).sum(1)
-    return F.normalize(shared, dim=0)
+    return of_length_one(shared[None])[0]
 
 
 def strong_patches(first: Factor, second: Factor) -> tuple[Tensor, Tensor]:
@@ -91,6 +104,10 @@ def strong_patches(first: Factor, second: Factor) -> tuple[Tensor, Tensor]:
 
 def cluster(signatures: Tensor, count: int | None = None, seed: int = 0) -> Tensor:
     """Cluster rows by their cosine: spectral clustering on a graph of nearest neighbours.
+
+    Rows that do fall into clusters are parted alike in any order. Of rows that do not, some
+    partition is found all the same, and another one if they come in another order: shuffle them
+    and look whether it stays.
 
     Parameters
     ----------
@@ -171,7 +188,18 @@ def find_themes(
 def grouped(
     pairs: Sequence[tuple[int, int]], signatures: Tensor, sizes: Sequence[float], labels: Tensor
 ) -> list[Theme]:
-    """Themes from the clusters of pairs."""
+    """Themes from the clusters of pairs.
+
+    Parameters
+    ----------
+    pairs : sequence of (int, int)
+    signatures : Tensor (pairs, channels)
+        Of length 1, as `signature` makes them.
+    sizes : sequence of float
+        Share of the patches that carry half of the positive relevance, for each pair.
+    labels : Tensor (pairs,) of int
+        See `cluster`.
+    """
     found = []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
@@ -182,7 +210,7 @@ def grouped(
             Theme(
                 pairs=[pairs[int(members[n])] for n in order],
                 tightness=float(cosine.mean()),
-                patches=float(torch.tensor([sizes[int(n)] for n in members]).median()),
+                patches=median(sizes[int(n)] for n in members),
             )
         )
     return sorted(found, key=lambda theme: theme.patches)
