@@ -261,3 +261,36 @@ def test_the_dark_theme_is_dark(html: Path, visit: Visit) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(SHOTS / "front_dark.png"))
     assert not visit.wrong, "\n".join(visit.wrong)
+
+
+def test_four_pictures_stand_two_by_two(html: Path, visit: Visit) -> None:
+    page = visit.open(html / "chapters" / "06_vgg16.html")
+    page.set_viewport_size(LAPTOP)
+    visit.settle()
+    tops = page.evaluate(
+        "[...document.querySelectorAll('.cell.tag_row .cell_output')]"
+        ".map(e => [...e.querySelectorAll(':scope > img')].map(i => Math.round(i.offsetTop)))"
+    )
+    four = [row for row in tops if len(row) == 4]
+    assert four
+    for row in four:
+        assert row[0] == row[1] < row[2] == row[3]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_table_that_is_cut_shows_it(theme: str, html: Path, visit: Visit) -> None:
+    """On a phone there is a shadow over the cells at the edge that hides some."""
+    page = visit.open(html / "chapters" / "zoo.html")
+    page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(300)
+    head = page.locator(".pst-scrollable-table-container thead").first
+    head.scroll_into_view_if_needed()
+    around = page.locator(".pst-scrollable-table-container").first.bounding_box()
+    top = head.bounding_box()["y"]
+    edge = {"x": around["x"] + around["width"] - 12, "y": top + 2, "width": 12, "height": 20}
+    shown = page.screenshot(clip=edge)
+    page.add_style_tag(
+        content=".bd-article .pst-scrollable-table-container { background: none !important; }"
+    )
+    assert page.screenshot(clip=edge) != shown
