@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from functools import partial
@@ -299,6 +300,8 @@ def test_a_sample_of_the_table_comes_out_again():
     for row in rows:
         quick = row["method"] in SAMPLE and row["seconds"] < 1
         if not quick and (row is not fastest[row["method"]] or row["seconds"] > 3):
+            continue
+        if row["method"] == "Shapley interactions" and not importlib.util.find_spec("shapiq"):
             continue
         cell = next(leaderboard.cells(row["truth"], row["network"], row["method"]))
         pair = leaderboard.judgeable(cell, 1)[0]
