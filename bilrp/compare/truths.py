@@ -119,9 +119,9 @@ def judge_share(
     A method without any positive score has joined nothing: 0, its nulls as well.
     """
     true = pair.true(patch)
+    order = auc(scores, true)
     if not bool((scores > 0).any()):
         area = float(true.double().mean())
-        order = auc(scores, true)
         return {"score": 0.0, "null": 0.0, "marginals": 0.0, "area": area, "auc": order}
     found = controlled_share(scores, true, tolerance=1e-3)
     return {
@@ -129,7 +129,7 @@ def judge_share(
         "null": found.locality,
         "marginals": found.marginals,
         "area": found.area,
-        "auc": auc(scores, true),
+        "auc": order,
     }
 
 
@@ -157,12 +157,13 @@ def judge_cosine(
 ) -> Record:
     """Cosine with the truth (the paper's measure), and that of the scores' own marginals."""
     true = pair.true(patch).double()
+    order = auc(scores, true.bool())
     if not bool((scores > 0).any()):
-        return {"score": 0.0, "null": 0.0, "auc": auc(scores, true.bool())}
+        return {"score": 0.0, "null": 0.0, "auc": order}
     return {
         "score": cosine(scores, true),
         "null": cosine(marginal_null(scores), true),
-        "auc": auc(scores, true.bool()),
+        "auc": order,
     }
 
 

@@ -29,6 +29,7 @@ from bilrp.engine.record import Ref, Value, _given, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import CPLRP, AttnLRP, RuleBook
 from bilrp.engine.windows import Geometry
+from bilrp.engine.writes import first_of
 
 FEW = 4  # maps that are worth being turned in memory before a convolution
 
@@ -76,11 +77,6 @@ class ModuleCall:
 
 
 Made = Linear | Activation | Tokens | ModuleCall
-PRODUCTS = {"mul", "matmul", "bmm", "mm", "mv", "rmatmul", "einsum"}
-WINNERS = {
-    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "amax", "amin", "max", "min", "maximum", "minimum", "fmax", "fmin",
-}  # fmt: skip
 _KINDS: dict[str, Callable[[Value, Run], Made]] = {}
 
 
@@ -244,7 +240,7 @@ def _same(value: Value, run: Run) -> Linear:
 
 def _source(value: Value) -> int:
     """What is moved, where other arguments only say where to."""
-    source = value.args[0] if value.args else value.kwargs.get("input", value.kwargs.get("self"))
+    source = first_of(value.args, value.kwargs)
     if not isinstance(source, Ref):
         raise refusal(value, "moves numbers by a value that depends on the input")
     return source.number
@@ -1064,3 +1060,7 @@ def _activation(value: Value, run: Run) -> Activation:
     if not bool(zero.isfinite().all()):
         raise refusal(value, "is not finite at 0, and parts of nothing would be infinite")
     return Activation(number, zero if bool((zero != 0).any()) else None)
+
+
+PRODUCTS = {name for name, made in _KINDS.items() if made in (_mul, _matmul, _einsum)}
+WINNERS = {name for name, made in _KINDS.items() if made in (_max_pool, _extreme, _larger)}

@@ -86,8 +86,6 @@ def embedding_bag(
     padding_idx: int | None = None,
 ) -> Tensor:
     """torch's embedding_bag in plain functions, of bags that are rows of tokens."""
-    if max_norm is not None:
-        raise NotImplementedError("embedding_bag with max_norm writes into the model's weights")
     if tokens.dim() == 1:
         raise NotImplementedError("embedding_bag with offsets: give tokens as rows, a row a bag")
     each = F.embedding(tokens, weight)

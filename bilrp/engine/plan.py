@@ -233,14 +233,12 @@ class Plan:
                     f"{value.place} has weights but no rule. Give it one, for example "
                     f"rules={{{number}: bilrp.Gamma(0.1), ...}}, or one rule for all layers."
                 )
-            if isinstance(rule, WinnerTakeAll):
-                if made.weights:
-                    raise TypeError(
-                        f"WinnerTakeAll() does not apply to {value.place}, a layer with weights; "
-                        "use Gamma, Epsilon, ..."
-                    )
-                rule = None
-            if not made.weights and not isinstance(rule, Pass | LRP0 | None):
+            if isinstance(rule, WinnerTakeAll) and made.weights:
+                raise TypeError(
+                    f"WinnerTakeAll() does not apply to {value.place}, a layer with weights; "
+                    "use Gamma, Epsilon, ..."
+                )
+            if not made.weights and not isinstance(rule, Pass | LRP0):
                 rule = None  # it is for weights; Gamma acts where the segment ends
             if isinstance(rule, Pass) and value.data.shape != self.run.data(made.parents[0]).shape:
                 raise ValueError(
@@ -462,7 +460,7 @@ class Plan:
             end = End(self.run.data(n), out, zero, 0.0, None, name)
             end.sinks += [Sink(bias, p * end.f_p) for bias, (p, _) in own.items()]
             return end
-        gamma, shared = self.segment[n].gamma(), total(own)
+        gamma, shared = self.segment[n].gamma(), together(own)
         return End(self.run.data(n), out, zero, gamma, self.magnitude[n], name, shared)
 
     def _close(self, n: int) -> None:
@@ -475,7 +473,7 @@ class Plan:
                 self._close(n)
 
 
-def total(biases: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+def together(biases: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
     """p and m of all biases of a segment together; None if there is none."""
     if not biases:
         return None

@@ -26,6 +26,7 @@ from bilrp.engine.writes import (
     Before,
     Call,
     common,
+    first_of,
     memory,
     out_of_place,
     same_numbers,
@@ -186,6 +187,7 @@ class Record(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, x: Tensor, hidden: bool = True) -> None:
         super().__init__()
+        x = x.clone()  # a model may write into its input
         self.model = model
         self.values: list[Value] = []
         self.names: dict[int, str] = {}
@@ -312,12 +314,13 @@ class Record(TorchFunctionMode):
         name = name_of(func)
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
-        self._refuse_harm(name, args, kwargs)
-        before = self._before(written_by(name, args, kwargs))
-        source = args[0] if args else kwargs.get("input", kwargs.get("self"))
-        other = len(known) == 1 and (source is known[0]) == (name in _MADE_LIKE)
-        made = other and name in _MADE_LIKE | _AS_ANOTHER  # of its size or format alone
+        target = written_by(name, args, kwargs)
+        self._refuse_harm(name, args, kwargs, target)
+        like = name in _MADE_LIKE
+        one = len(known) == 1 and (first_of(args, kwargs) is known[0]) == like
+        made = one and (like or name in _AS_ANOTHER)  # of its size or format alone
         if not known or made:
+            before = self._before(target)
             if any(id(t) not in self.names and id(t) not in self._known for t in given):
                 self._meet(given, name, self._place())
             out = func(*args, **kwargs)
@@ -339,6 +342,7 @@ class Record(TorchFunctionMode):
                 return inner(*args, **kwargs)
         self._meet(given, name, place)
         recorded: Call = mapped((args, kwargs), self._ref)
+        before = self._before(target)
         versions = [version(t) for t in given]
         out = func(*args, **kwargs)
         written = [t for t, v in zip(given, versions, strict=True) if version(t) != v]
@@ -404,19 +408,24 @@ class Record(TorchFunctionMode):
     def _keep(self, before: Before, recorded: Call = ((), {})) -> Call:
         """After the write: earlier calls, and this one, were given what was there before."""
         copies = {id(t): old for t, old, _ in before.copies}
-
-        def number(t: Any) -> Any:
-            return copies.get(id(t), t)
-
         for value in self.values:
             value.data = copies.get(id(value.data), value.data)
-            value.args, value.kwargs = mapped((value.args, value.kwargs), number)
+        numbers = {}  # values stand as `Ref` among the arguments, numbers as themselves
         for key, old in copies.items():
             if key in self._known:
                 self._known[id(old)] = (old, self._known[key][1], version(old))
             elif key in self.names:
                 self._name(old, self.names[key])
-        return mapped(recorded, number)
+                numbers[key] = old
+        if not numbers:
+            return recorded
+
+        def kept(t: Any) -> Any:
+            return numbers.get(id(t), t)
+
+        for value in self.values:
+            value.args, value.kwargs = mapped((value.args, value.kwargs), kept)
+        return mapped(recorded, kept)
 
     def _share(self, before: Before) -> None:
         """After the write: what else lies there has the numbers that were written."""
@@ -446,13 +455,13 @@ class Record(TorchFunctionMode):
             new = written.reshape(-1)[index]
             return torch.where(apart, old, new) if bool(apart.any()) else new
 
-    def _refuse_harm(self, name: str, args: tuple, kwargs: dict) -> None:
+    def _refuse_harm(self, name: str, args: tuple, kwargs: dict, target: Tensor | None) -> None:
         """Before it is done: a write into the model's own weights, or into a tensor `out`."""
         into = False
         if name != "requires_grad_" and writes(name, kwargs):
-            target = written_by(name, args, kwargs)
             into = target is not None and memory(target) in self._own
-        renorms = name == "embedding" and _given(args, kwargs, 3, "max_norm", None) is not None
+        embeds = name in ("embedding", "embedding_bag")
+        renorms = embeds and _given(args, kwargs, 3, "max_norm", None) is not None
         out = kwargs.get("out") is not None
         if out or renorms or into:
             what = "a tensor given as out=" if out else "the model's weights"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
 from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
-from bilrp.engine.plan import Plan, Stage, total
+from bilrp.engine.plan import Plan, Stage, together
 from bilrp.engine.record import Record
 from bilrp.engine.rules import RuleBook, Rules
 from bilrp.engine.shadow import exact, place_and_format, shadow
@@ -81,14 +81,13 @@ class Trace:
         x = x.detach()
         x = x.to(device=place, dtype=form) if x.is_floating_point() else x.to(place)
         with exact():
-            x = x.clone() if x.is_inference() else x
             record = _recorded(model, x, form, place)
             self.input, self.features = record.values[0].data, record.features
             self._run = Run(record.values, record.names, book, self.product)
             self.output = record.output
             plan = Plan(self._run, record.output, self.product)
         self.steps, self.closing = plan.steps, plan.closing
-        both = {n: total(biases) for n, biases in plan.biases.items()}
+        both = {n: together(biases) for n, biases in plan.biases.items()}
         self._biases = {n: pair[0] for n, pair in both.items() if pair}
         self._scales: dict[int, Tensor] = {}
         self._costs: dict[int, tuple[float, float]] = {}
@@ -306,8 +305,7 @@ class Trace:
 
     def _parts(self, n: int, rows: dict[int, Pair]) -> Parts:
         p, m = self._dense(n, rows)
-        shares = n in self.by_number and self.by_number[n].shares
-        return (p * self.data(n), None) if shares else (p, m)
+        return (p * self.data(n), None) if self.by_number[n].shares else (p, m)
 
     def _dense(self, n: int, rows: dict[int, Pair]) -> Parts:
         p, m = rows[n]
@@ -320,7 +318,7 @@ class Trace:
     def _closed(self, rows: dict[int, Pair], n: int) -> Tensor:
         """Parts of a value whose segment, if it is in one, ends with it."""
         if _CLOSED + n in rows:  # with the sinks that stand at its end
-            return self._parts(_CLOSED + n, rows)[0]
+            return self._dense(_CLOSED + n, rows)[0]
         p, m = self._parts(n, rows)
         return self.closing[n].push(p, m) if n in self.closing else p
 
@@ -466,8 +464,8 @@ def _recorded(model: nn.Module, x: Tensor, form: torch.dtype, place: torch.devic
     if x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules()):
         # Fast where the maps lie so in memory; a model that cannot have that runs as it is.
         with suppress(ValueError, RuntimeError):
-            return _compared(model, shadow(model, form, place), channels_last(x.clone()), x)
-    return _compared(model, shadow(model, form, place), x.clone(), x)
+            return _compared(model, shadow(model, form, place), channels_last(x), x)
+    return _compared(model, shadow(model, form, place), x, x)
 
 
 def _compared(model: nn.Module, copied: nn.Module, turned: Tensor, x: Tensor) -> Record:
@@ -493,7 +491,7 @@ def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: 
     tolerance = 1e-4 if found.dtype == torch.float32 else 1e-9
     if float((plain - found).abs().max()) <= tolerance * float(plain.abs().max()) + 1e-30:
         return
-    again = Record(copied, x.clone())
+    again = Record(copied, x)
     for one, other in zip(record.values, again.values, strict=False):
         if one.name != other.name or one.data.shape != other.data.shape:
             raise NotImplementedError(

@@ -23,6 +23,11 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
+def first_of(args: tuple, kwargs: dict) -> Any:
+    """What a call works on: its first argument, or what torch calls that."""
+    return args[0] if args else kwargs.get("input", kwargs.get("self"))
+
+
 def same_numbers(t: Tensor, other: Tensor) -> bool:
     """Whether two tensors in one memory are the same numbers in the same order."""
     return (t.shape, t.stride(), t.storage_offset(), t.dtype) == (
@@ -94,7 +99,7 @@ def written_by(name: str, args: tuple, kwargs: dict) -> Tensor | None:
     """The tensor that a call may write into; None if it writes into none."""
     if not (writes(name, kwargs) or any(a is True for a in args)):
         return None
-    target = args[0] if args else kwargs.get("input")
+    target = first_of(args, kwargs)
     return target if isinstance(target, Tensor) else None
 
 
