@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole, is_whole
 from bilrp._names import needs
 from bilrp.collect.compress import Basis, pack
 from bilrp.collect.inputs import BadInput, Inputs, Tensors
@@ -123,8 +124,7 @@ def build(
     refuse_foreign(path)
     _refuse_options(factors, patch)
     inputs = Tensors.of(inputs) if isinstance(inputs, Tensor) else inputs
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number >= 1, got {chunk!r}")
+    check_whole("chunk", chunk)
     made = model if isinstance(model, nn.Module) else model()
     if any(m.training for m in made.modules()):
         raise ValueError("the model is in training mode: call model.eval()")
@@ -147,13 +147,11 @@ def build(
 def _refuse_options(keep: Keep, patch: int) -> None:
     """ValueError for what no store can be made with; before anything is written."""
     known = isinstance(keep, Basis) or keep in (None, "exact", "float16")
-    rank = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
-    if not known and not rank:
+    if not known and not is_whole(keep):
         raise ValueError(
             f'factors must be None, "exact", "float16", a rank >= 1 or a Basis, got {keep!r}'
         )
-    if not isinstance(patch, int) or isinstance(patch, bool) or patch < 1:
-        raise ValueError(f"patch must be a whole number >= 1, got {patch!r}")
+    check_whole("patch", patch)
 
 
 def _about(

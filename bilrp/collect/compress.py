@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilrp._checks import is_whole
 from bilrp.engine.factors import Factor, Identity
 from bilrp.engine.windows import Span
 
@@ -210,7 +211,7 @@ def pack(f: Factor, how: str | int | Basis = "exact") -> Packed:
     basis = how if isinstance(how, Basis) else None
     if how == "exact" or how == "float16":
         about["kind"] = how
-    elif basis is not None or (isinstance(how, int) and not isinstance(how, bool) and how >= 1):
+    elif basis is not None or is_whole(how):
         about |= {"kind": "rank" if basis is None else "basis", "spans": None}
         rows = how.rows.double() if isinstance(how, Basis) else _directions(dense, int(how))
         if rows.shape[1] != dense.shape[1]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilrp._checks import is_whole
 from bilrp._names import needs
 from bilrp.collect.store import Store
 
@@ -116,7 +117,7 @@ def nearest(
         parts = collection.split(BLOCK)
         blocks = ((n * BLOCK, part) for n, part in enumerate(parts))
     most = len(collection) - len(left_out & set(range(len(collection))))
-    if not isinstance(k, int) or not 1 <= k <= most:
+    if not is_whole(k, 1, most):
         raise ValueError(f"k must be from 1 to the {most} inputs that can be found, got {k!r}")
     scores = query.new_empty(len(query), 0, dtype=torch.float32)
     indices = torch.empty(len(query), 0, dtype=torch.int64)

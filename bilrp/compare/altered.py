@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilrp._checks import is_whole
+
 
 def randomized(
     model: nn.Module, layers: int | None = None, *, seed: int, how: str = "shuffle"
@@ -52,7 +54,7 @@ def randomized(
     altered = copy.deepcopy(model)
     holders = [m for m in altered.modules() if next(m.parameters(recurse=False), None) is not None]
     count = len(holders) if layers is None else layers
-    if not isinstance(count, int) or not 1 <= count <= len(holders):
+    if not is_whole(count, 1, len(holders)):
         raise ValueError(
             f"layers must be between 1 and {len(holders)}, the layers with parameters of this "
             f"{type(model).__name__}; got {layers!r}"

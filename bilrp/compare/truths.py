@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import is_whole
 from bilrp._names import needs
 from bilrp.compare.altered import warped
 from bilrp.compare.controls import controlled_share, marginal_null
@@ -213,9 +214,9 @@ def _removal(scores: Tensor, patch: int, model: nn.Module, inputs: tuple[Tensor,
 
 
 def _check(count: int, size: int = SIZE) -> None:
-    if not isinstance(count, int) or count < 1:
+    if not is_whole(count):
         raise ValueError(f"count must be a whole number of pairs >= 1, got {count!r}")
-    if not isinstance(size, int) or size < 32 or size % 16:
+    if not is_whole(size, 32) or size % 16:
         raise ValueError(f"size must be 32, 48, 64, ... pixels, got {size!r}")
 
 

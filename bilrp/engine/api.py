@@ -15,6 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.explanation import Explanation
 from bilrp.engine.factors import Factor, Identity, combined
@@ -262,9 +263,8 @@ def factor(
     For a list of inputs, a list of factors. Parameters and errors are those of `bilrp.explain`.
     """
     for name, value in (("patch", patch), ("project", project), ("chunk", chunk)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and (value is not None or name == "patch"):
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        if value is not None or name == "patch":
+            check_whole(name, value)
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
     )

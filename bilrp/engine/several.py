@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilrp._checks import is_whole
 from bilrp.engine.explanation import Explanation
 from bilrp.engine.factors import Factor, rows_of
 from bilrp.engine.shadow import exact
@@ -156,7 +157,7 @@ class Several:
         return float(reduce(torch.mul, [f.owned()[0] for f in self.factors]).sum())
 
     def _check_number(self, number: int) -> None:
-        if not isinstance(number, int) or not 0 <= number < len(self):
+        if not is_whole(number, 0, len(self) - 1):
             raise ValueError(
                 f"there is no input {number!r}: they are numbered 0 to {len(self) - 1}"
             )

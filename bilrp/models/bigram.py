@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole, is_whole
 from bilrp._names import needs
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.registered import register
@@ -67,7 +68,7 @@ class Ink(nn.Module):
         self, digit_height: float | None = None, paper: int = 15, least_contrast: float = 0.12
     ) -> None:
         super().__init__()
-        if not isinstance(paper, int) or paper < 3 or paper % 2 == 0:
+        if not is_whole(paper, 3) or paper % 2 == 0:
             raise ValueError(f"paper must be an odd number of pixels >= 3, got {paper!r}")
         if not 0 < least_contrast <= 1:
             raise ValueError(f"least_contrast must be in (0, 1], got {least_contrast}")
@@ -195,8 +196,7 @@ class Or(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"count must be a whole number >= 1, got {count!r}")
+        check_whole("count", count)
         self.count = count
 
     def extra_repr(self) -> str:
@@ -475,7 +475,7 @@ def _checked_shifts(shifts: Sequence[int]) -> tuple[int, ...]:
     what = "shifts must be one or more whole numbers of pixels >= 1, such as (8, 10, 12)"
     if isinstance(shifts, str | int) or not isinstance(shifts, Sequence) or len(shifts) == 0:
         raise ValueError(f"{what}; got {shifts!r}")
-    if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in shifts):
+    if not all(is_whole(s) for s in shifts):
         raise ValueError(f"{what}; got {shifts!r}")
     return tuple(shifts)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole
 from bilrp._names import needs
 
 SIDE, PATCH = 24, 4  # pixels of a picture and of a patch
@@ -95,8 +96,7 @@ def scenes(number: int, seed: int, held_out: bool = True) -> Scenes:
     ------
     The digits are scikit-learn's `load_digits`, 8 x 8 pixels (E. Alpaydin and C. Kaynak, UCI).
     """
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"number must be a whole number >= 1, got {number!r}")
+    check_whole("number", number)
     return _drawn(number, torch.Generator().manual_seed(seed), held_out, *_digits())
 
 

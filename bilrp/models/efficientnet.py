@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole
 from bilrp.models.pixels import check_pixels
 
 BLOCKS = 16
@@ -143,9 +144,8 @@ def efficientnet_lite0(block: int | None = None) -> nn.Sequential:
     """
     from bilrp.book.data import DataError, efficientnet_lite0_state  # only those pay who ask
 
-    whole = isinstance(block, int) and not isinstance(block, bool) and 1 <= block <= BLOCKS
-    if block is not None and not whole:
-        raise ValueError(f"block must be a whole number from 1 to {BLOCKS}, got {block!r}")
+    if block is not None:
+        check_whole("block", block, 1, BLOCKS)
     with torch.device("meta"):  # random weights would be drawn only to be thrown away
         model = _network()
     state = efficientnet_lite0_state()

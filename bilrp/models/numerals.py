@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import is_whole
+
 LETTERS, DIGITS, LARGEST, PLACES = "IVXLCDM", "0123456789", 3999, 4
 SEEDS = (0, 1, 2)
 FEATURES = 9 * PLACES  # one for each digit but zero at each place
@@ -63,7 +65,7 @@ def letters(numeral: str) -> list[tuple[str, int, int]]:
 
 
 def _spelled(number: int) -> list[tuple[str, int, int]]:
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST:
+    if not is_whole(number, 1, LARGEST):
         raise ValueError(f"give a whole number from 1 to {LARGEST}, got {number!r}")
     found = []
     for place in reversed(range(PLACES)):

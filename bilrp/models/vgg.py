@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole, is_whole
 from bilrp._names import needs
 from bilrp.engine.owners import check_finite
 from bilrp.engine.rules import ZB, Gamma, Rule
@@ -68,8 +69,7 @@ def vgg16(layer: int = 31) -> nn.Sequential:
 
     from bilrp.book.data import vgg16_state
 
-    if not isinstance(layer, int) or not 1 <= layer <= 31:
-        raise ValueError(f"layer must be a whole number from 1 to 31, got {layer!r}")
+    check_whole("layer", layer, 1, 31)
     with torch.device("meta"):  # random weights would be drawn only to be thrown away
         features = torchvision.models.vgg16(weights=None).features
     features.load_state_dict(vgg16_state(), strict=True, assign=True)
@@ -113,7 +113,7 @@ def vgg16_features(
 
     if x.dim() != 4 or x.shape[1] != 3 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(f"x must be (N, 3, H, W), floating-point; got {x.dtype} {tuple(x.shape)}")
-    if len(layers) == 0 or not all(isinstance(k, int) and 1 <= k <= 31 for k in layers):
+    if len(layers) == 0 or not all(is_whole(k, 1, 31) for k in layers):
         raise ValueError(f"layers must be whole numbers from 1 to 31, got {layers!r}")
     check_finite(x)
     smallest = 2 ** sum(pool <= max(layers) for pool in (5, 10, 17, 24, 31))
