@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 
 def is_whole(value: Any, low: int = 1, high: int | None = None) -> bool:
-    """Whether this is an int, and no bool, from low to high."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    return whole and (high is None or value <= high)
+    """Whether this is a whole number, of Python or NumPy and no bool, from low to high."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return low <= int(value) and (high is None or int(value) <= high)
 
 
 def check_whole(name: str, value: Any, low: int = 1, high: int | None = None) -> None:

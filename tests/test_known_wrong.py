@@ -161,7 +161,7 @@ def test_factors_that_do_not_go_together_are_refused_with_the_difference():
         with pytest.raises(ValueError, match=match):
             f.explain(other)
     a, b = (bilrp.factor(nets.mlp(1), V, GAMMA, project=3, seed=s) for s in (0, 1))
-    with pytest.raises(ValueError, match="seed 0 and 3 dimensions, seed 1"):
+    with pytest.raises(ValueError, match=r"seed 0, of features .* and 3 dimensions, seed 1"):
         a.explain(b)
     with pytest.raises(ValueError, match="another model"):
         bilrp.explain(nets.mlp(2), f, V, GAMMA)

@@ -177,7 +177,7 @@ def test_factors_that_do_not_go_together(three):
         bilrp.several(factors[:1])
     with pytest.raises(ValueError, match="give factors"):
         bilrp.several([factors[0], x])
-    with pytest.raises(ValueError, match="different numbers of features"):
+    with pytest.raises(ValueError, match="features of different shapes"):
         bilrp.several([factors[0], bilrp.factor(small(8), x)], encoders=True)
 
 

@@ -506,16 +506,9 @@ def test_powers_that_are_infinite_at_nothing_are_refused():
         bilrp.factor(model, V, LRP0)
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda self, x: torch.mul(input=x[:, :4], other=self.layer(x)),
-        lambda self, x: torch.matmul(input=x, other=self.layer.weight.T),
-        lambda self, x: torch.add(input=x[:, :4], other=self.layer(x)),
-        lambda self, x: torch.where(condition=x > 0, input=x, other=2 * x),
-        lambda self, x: torch.add(x, x, out=torch.empty_like(x)),
-    ],
-)
-def test_unusual_calls_are_right_or_refused_in_words(forward):
+def test_a_call_that_writes_its_result_elsewhere_is_refused():
+    def forward(self, x):
+        return torch.add(x, x, out=torch.empty_like(x))
+
     with pytest.raises(NotImplementedError, match=r"Register a map|writes into"):
         bilrp.factor(made(forward, layer=nn.Linear(6, 4)), V, LRP0)

@@ -284,7 +284,7 @@ def factor(
     else:
         w = random_projection(project, len(features), seed).to(features)
         values, absorbed = pull_projected(trace, owners, w, chunk)
-        complete, features, shape = features, w @ features, (project,)
+        complete, features = features, w @ features
         total = values.sum(0) + absorbed.sum(0)
         check_sum(
             total,
@@ -293,7 +293,9 @@ def factor(
             "the projected features",
             trace.product,
         )
-        projection = f"{project} dimensions, seed {seed}"
+        maps = tuple(k for k in shape if k != 1)  # others are projected by another matrix
+        projection = f"{project} dimensions, seed {seed}, of features {maps or (1,)}"
+        shape = (project,)
     return Factor(
         values=values,
         grid=owners.grid,

@@ -88,6 +88,11 @@ class Factor:
     identity: Identity = Identity("", "", "")
     exact: Tensor | None = None
 
+    def goes_with(self, other: Factor) -> bool:
+        """Whether the features of both are as many, in maps of one shape."""
+        shapes = ([k for k in f.feature_shape if k != 1] for f in (self, other))
+        return len(self.features) == len(other.features) and next(shapes) == next(shapes)
+
     def dense(self) -> Tensor:
         """The factor as one matrix A, (patches, M)."""
         if self.spans is None:
@@ -216,7 +221,7 @@ def combined(first: Factor, second: Factor, similarity: str, encoders: bool) -> 
             f"{second.features.device}: bring one to the other by .to(device, dtype)"
         )
     shapes = first.feature_shape, second.feature_shape
-    if [k for k in shapes[0] if k != 1] != [k for k in shapes[1] if k != 1]:
+    if not first.goes_with(second):
         raise ValueError(
             f"the two inputs have features of different shapes, {shapes[0]} and {shapes[1]}; the "
             "dot product needs the same on both sides: use images of one size, or end the model "

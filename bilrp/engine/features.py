@@ -76,10 +76,10 @@ def _everything(trace: Trace) -> Tensor:
     return torch.ones(1, *trace.input.shape, dtype=trace.features.dtype, device=trace.input.device)
 
 
-def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int], None]:
+def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int, Callable], None]:
     """The guard: rows of the whole input and of all sinks must add up to the value."""
 
-    def check(stage: Stage, rows: Tensor | Living, first: int) -> None:
+    def check(stage: Stage, rows: Tensor | Living, first: int, products: Callable) -> None:
         if stage.shares:
             return
         value, biases = trace.data(stage.number), trace.hidden_biases(stage.number)
@@ -92,7 +92,12 @@ def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int], None]:
         total = sum(parts[1:], parts[0]) if len(parts) < 8 else parts.sum(0)
         total = total if biases is None else total + biases
         told = trace.told(stage.number)
-        check_sum(total, value, lambda: parts.abs().sum(0), told, trace.product)
+
+        def sizes() -> Tensor:
+            own, added = parts.abs().sum(0), None if isinstance(rows, Living) else products()
+            return own if added is None else torch.maximum(own, added)
+
+        check_sum(total, value, sizes, told, trace.product)
 
     return check
 
@@ -140,7 +145,8 @@ def _pushed(trace: Trace, owners: Groups, cones: Cones | None, chunk: int) -> tu
     upper = [s for s in trace.steps[1:] if s.number not in inside]
     lower = [s for s in trace.steps[1:] if s.number in inside]
     rest: dict[int, Pair] = {0: (_everything(trace), None)}
-    at = trace.run(lower, rest, 1, {}, 0, _checked(trace))
+    kept = () if cones is None else cones.frontier  # steps above read it once more
+    at = trace.run(lower, rest, 1, {}, 0, _checked(trace), kept)
     assert at is not None
     values: Tensor | None = None
     whole: Tensor | None = None
@@ -281,10 +287,12 @@ def cheaper_to_pull(trace: Trace, owners: Groups, cones: Cones | None) -> bool:
 def random_projection(dimensions: int, features: int, seed: int) -> Tensor:
     """Gaussian matrix W, (dimensions, features), scaled so that W^T W is the identity on average.
 
-    Drawn on the CPU, so that the same seed gives the same numbers on every device.
+    Drawn on the CPU in float32, so that the same seed gives the same numbers on every device and
+    whatever torch's default format is.
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(dimensions, features, generator=generator) / math.sqrt(dimensions)
+    w = torch.randn(dimensions, features, generator=generator, dtype=torch.float32)
+    return w / math.sqrt(dimensions)
 
 
 def with_smaller_chunks(work: Callable[[int], T], trace: Trace, chunk: int) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp.engine.registered import registered_functions, registered_modules
-from bilrp.engine.rules import told
+from bilrp.engine.rules import held_by, told, told_of_code
 
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 _DEEP = 5  # how far into objects of a model's own making
@@ -40,7 +41,7 @@ def _told_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
     maps = registered_modules()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     yield from sorted(tensors.items())
-    known = {id(m) for m in model.modules()}
+    known = {id(m): n for n, m in model.named_modules()}
     for name, m in model.named_modules():
         for key, v in sorted(vars(m).items()):
             if "hooks" in key and isinstance(v, dict):
@@ -52,19 +53,40 @@ def _told_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield name, told(maps[kind])
 
 
-def _inside(name: str, v: Any, known: set[int], depth: int) -> Iterator[tuple[str, Any]]:
-    """Names and numbers in what is no parameter, buffer or registered module."""
+def held_besides(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and numbers of all that a model holds besides parameters, buffers and hooks."""
+    known = {id(m): n for n, m in model.named_modules()}
+    for name, m in model.named_modules():
+        for key, v in sorted(vars(m).items()):
+            if key not in _OF_EVERY_MODULE:
+                yield from _inside(f"{name}.{key}", v, known, 0)
+
+
+def _inside(name: str, v: Any, known: dict[int, str], depth: int) -> Iterator[tuple[str, Any]]:
+    """Names and numbers in what is no parameter, buffer or registered module.
+
+    `known` has the modules and functions that were told of, by what they were called there.
+    """
     inner: dict[Any, Any] = {}
-    if isinstance(v, nn.Module) and id(v) not in known:
-        known.add(id(v))
+    if isinstance(v, nn.Module | types.FunctionType) and id(v) in known:
+        yield name, f"as {known[id(v)]}"
+    elif isinstance(v, nn.Module):
+        known[id(v)] = name
         yield from ((f"{name}.{key}", item) for key, item in _told_of(v))
     elif isinstance(v, functools.partial):
         inner = {"func": v.func, "args": v.args, "keywords": v.keywords}
-    elif isinstance(v, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+    elif isinstance(v, types.FunctionType):
+        known[id(v)] = name
+        yield name, told_of_code(v)
+        inner = {"closed over": held_by(v), "defaults": v.__defaults__, "named": v.__kwdefaults__}
+    elif isinstance(v, types.MethodType):
+        yield name, v.__func__.__qualname__
+        inner = {"self": v.__self__}
+    elif isinstance(v, types.BuiltinFunctionType | type):
         yield name, told(v)
     elif isinstance(v, dict):
         inner = v
-    elif isinstance(v, list | tuple):
+    elif isinstance(v, list | tuple | deque):
         inner = dict(enumerate(v))
     elif isinstance(v, set | frozenset):
         inner = dict(enumerate(sorted(v, key=repr)))
@@ -74,9 +96,14 @@ def _inside(name: str, v: Any, known: set[int], depth: int) -> Iterator[tuple[st
         yield name, repr(v)
     else:
         yield name, type(v).__qualname__
-        inner = getattr(v, "__dict__", {}) if depth < _DEEP else {}
+        inner = _attributes(v) if depth < _DEEP else {}
     for key, item in inner.items():
         yield from _inside(f"{name}.{key}", item, known, depth + 1)
+
+
+def _attributes(v: Any) -> dict[str, Any]:
+    slots = (s for kind in type(v).__mro__ for s in getattr(kind, "__slots__", ()))
+    return {**getattr(v, "__dict__", {}), **{s: getattr(v, s) for s in slots if hasattr(v, s)}}
 
 
 def _as_text(item: Any) -> str:

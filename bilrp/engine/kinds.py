@@ -165,7 +165,8 @@ def again(value: Value, run: Run, parents: list[int]) -> Callable[..., Tensor]:
 def offset(value: Value, run: Run) -> list[Sink]:
     """What the numbers among the arguments add, one sink for each of them."""
     sinks = []
-    for number in tensors((value.args, value.kwargs)):
+    # the same tensor twice, as in cat([p, x, p]), is one sink
+    for number in {id(t): t for t in tensors((value.args, value.kwargs))}.values():
         alone = _with_numbers(value, number)
         part = alone.called(lambda n: torch.zeros_like(run.data(n)))
         if bool((part != 0).any()):
@@ -811,6 +812,9 @@ _KEEPS_GATE = {
 }  # fmt: skip
 
 
+_KEEPS_GATE |= {name for name, made in _KINDS.items() if made is _same}
+
+
 def gate_level(n: int, run: Run) -> int:
     """3 for masks, 2 for what comes out of softmax, sigmoid, erf, 1 / sqrt, 1 for tanh, else 0."""
     for value in run.values[len(run.gates) :]:  # in the order in which they were made
@@ -942,6 +946,9 @@ def _softmax(value: Value, run: Run) -> Linear:
     dim = _given(value.args, value.kwargs, 1, "dim", -1)
     dim = dim if dim < 0 else dim - s.dim()
     x = torch.where(s == 0, 0, run.data(number))  # masked by -inf: no share either way
+    total = s.sum(dim)  # 0 where everything is masked
+    if not bool(((total - 1).abs() < 1e-3).logical_or(total == 0).all()):
+        raise refusal(value, f"does not sum to 1 along dimension {dim}")
 
     def fn(rows: Tensor) -> Tensor:
         rows = rows.nan_to_num(0.0, 0.0, 0.0)
@@ -951,7 +958,7 @@ def _softmax(value: Value, run: Run) -> Linear:
         rows = rows.nan_to_num(0.0, 0.0, 0.0)
         return s * ((1 - 2 * s) * rows + (s * rows).sum(dim, keepdim=True))
 
-    kept = s - fn(x[None])[0]
+    kept = s * (1 - x + (s * x).sum(dim, keepdim=True))  # the tangent at x = 0
     return Linear([number], fn, absolute, [Sink(f"{value.place.label}, softmax", kept)])
 
 

@@ -61,9 +61,21 @@ def attention(
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
-def baddbmm(bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def baddbmm(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
     """torch's baddbmm in plain functions."""
-    return beta * bias + alpha * torch.matmul(x, y)
+    return beta * input + alpha * torch.matmul(batch1, batch2)
+
+
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """torch's addcmul in plain functions."""
+    return input + value * tensor1 * tensor2
+
+
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """torch's addcdiv in plain functions."""
+    return input + value * tensor1 / tensor2
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:
@@ -187,6 +199,8 @@ FORMULAS: dict[str, Callable] = {
     "scaled_dot_product_attention": attention,
     "glu": glu,
     "baddbmm": baddbmm,
+    "addcmul": addcmul,
+    "addcdiv": addcdiv,
     "embedding_bag": embedding_bag,
     "lstm": _recurrent(_lstm_cell, 2),
     "gru": _recurrent(_gru_cell, 1),

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bilrp.engine.calls import usual
+from bilrp.engine.fingerprint import held_besides
 from bilrp.engine.opened import FORMULAS, opened
 from bilrp.engine.registered import name_of, registered_functions, registered_modules
 from bilrp.engine.rules import numbered
@@ -308,10 +310,10 @@ class Record(TorchFunctionMode):
         self._all.setdefault(memory(data), {})[id(data)] = data
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        name = name_of(func)
+        func, args, kwargs = usual(func, name, args, kwargs or {})
         given = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = [t for t in given if id(t) in self._known]
-        name = name_of(func)
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
         target = written_by(name, args, kwargs)
@@ -387,8 +389,10 @@ class Record(TorchFunctionMode):
                 self._name(t, f"a number in {place.name or type(self.model).__name__}")
 
     def _made_of(self, out: Any, given: list[Tensor]) -> None:
-        """Numbers made of numbers are called after the first of them."""
-        name = next((self.names[id(t)] for t in given if id(t) in self.names), None)
+        """Numbers made of numbers are called after the first of them, whole ones aside."""
+        known = [t for t in given if id(t) in self.names]
+        known.sort(key=lambda t: not t.is_floating_point())  # a table before its index
+        name = next((self.names[id(t)] for t in known), None)
         for t in leaves(out):
             if isinstance(t, Tensor):
                 self._name(t, name or self._place().name or type(self.model).__name__)
@@ -532,16 +536,11 @@ class Record(TorchFunctionMode):
 
 
 def _state(model: nn.Module) -> list:
-    """What a forward may change: counts of writes into tensors, plain values, lengths."""
+    """What a forward may change: counts of writes into tensors, and all else by its contents."""
     state: list = [version(t) for t in (*model.parameters(), *model.buffers())]
-    for m in model.modules():
-        for v in vars(m).values():
-            if isinstance(v, Tensor):
-                state.append((id(v), version(v)))
-            elif isinstance(v, bool | int | float | str | None):
-                state.append(v)
-            elif isinstance(v, list | dict | set):
-                state.append(len(v))
+    for name, item in held_besides(model):
+        told = (id(item), version(item)) if isinstance(item, Tensor) else str(item)
+        state.append((name, told))
     return state
 
 

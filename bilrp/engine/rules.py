@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import CodeType
+from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -464,14 +464,29 @@ def fits(key: Any, module: nn.Module, name: str, number: int | None) -> bool:
 
 def told(key: Any) -> str:
     """A key or a function by its name, and one of Python by what it does."""
-    name = getattr(key, "__qualname__", None)
-    code = getattr(key, "__code__", None)
-    if code is None:
-        return name or repr(key)
-    # predicates of one name, such as lambdas, are told apart by what they do
-    held = [c.cell_contents for c in key.__closure__ or ()]
-    seen = (code.co_code, _constants(code), code.co_names, key.__defaults__, held)
-    return f"{name} {zlib.crc32(repr(seen).encode()):08x}"
+    if getattr(key, "__code__", None) is None:
+        return getattr(key, "__qualname__", None) or repr(key)
+    held = [_told_of_held(v) for v in (*held_by(key), *(key.__defaults__ or ()))]
+    return f"{told_of_code(key)} {zlib.crc32(repr(held).encode()):08x}"
+
+
+def told_of_code(function: FunctionType) -> str:
+    """A function by its name and its code: lambdas have one name and do different things."""
+    code = function.__code__
+    seen = (code.co_code, _constants(code), code.co_names)
+    return f"{function.__qualname__} {zlib.crc32(repr(seen).encode()):08x}"
+
+
+def held_by(function: FunctionType) -> list:
+    """What a function closes over, what it calls itself aside."""
+    cells = [c for c in function.__closure__ or () if c != CellType()]
+    return [c.cell_contents for c in cells if c.cell_contents is not function]
+
+
+def _told_of_held(v: Any) -> str:
+    if isinstance(v, Tensor):
+        return f"{tuple(v.shape)} {_numbers(v)}"
+    return told(v) if callable(v) and not isinstance(v, nn.Module) else repr(v)
 
 
 def _constants(code: CodeType) -> list:

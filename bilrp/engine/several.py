@@ -275,9 +275,9 @@ def several(factors: Sequence[Factor], encoders: bool = False) -> Several:
         if difference:
             hint = difference.replace("bilrp.explain((f, g), x, x2)", "several(..., encoders=True)")
             raise ValueError(f"factors 0 and {number} are of different models or makes: {hint}")
-        if len(f.features) != len(factors[0].features):
+        if not f.goes_with(factors[0]):
             raise ValueError(
-                f"inputs 0 and {number} have different numbers of features, "
+                f"inputs 0 and {number} have features of different shapes, "
                 f"{factors[0].feature_shape} and {f.feature_shape}: use inputs of one size, or end "
                 "the model with global pooling"
             )

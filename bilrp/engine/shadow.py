@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import threading
 import types
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +27,8 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
     """
     made: dict[int, nn.Module] = {}
     functions: dict[int, Any] = {}
+    others: dict[int, tuple[Any, Any]] = {}
+    training: list[bool] = []
 
     def tensor(t: Any) -> Any:
         if not isinstance(t, Tensor):
@@ -35,12 +40,14 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         # Modules in plain lists are not registered, but run all the same.
         if isinstance(v, nn.Module):
             return module(v)
-        if type(v) in (list, tuple):
-            return type(v)(attribute(t) for t in v)
-        if type(v) is dict:
-            return {k: attribute(t) for k, t in v.items()}
         if isinstance(v, Tensor):
             return tensor(v).clone()  # a forward may write into it
+        if id(v) in others:
+            return others[id(v)][0]
+        if isinstance(v, list | dict | deque | set | np.ndarray) or _is_plain(v):
+            return contents(v)
+        if type(v) is tuple:
+            return tuple(attribute(t) for t in v)
         owner = getattr(v, "__self__", None)
         if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
             return v.__func__.__get__(module(owner))  # a bound method of a module
@@ -48,6 +55,20 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
             named = {k: attribute(t) for k, t in v.keywords.items()}
             return functools.partial(attribute(v.func), *map(attribute, v.args), **named)
         return closure(v) if isinstance(v, types.FunctionType) and _holds_module(v) else v
+
+    def contents(v: Any) -> Any:
+        """A copy of a container or of an object of the user's own, filled with copies."""
+        new = copy.copy(v)
+        others[id(v)] = (new, v)  # v is kept, so that its address is not another's
+        if isinstance(v, dict):
+            for k, t in v.items():
+                dict.__setitem__(new, k, attribute(t))
+        elif isinstance(v, list | deque):
+            for k, t in enumerate(v):
+                new[k] = attribute(t)
+        if hasattr(v, "__dict__"):
+            new.__dict__.update({k: attribute(t) for k, t in vars(v).items()})
+        return new
 
     def closure(f: types.FunctionType) -> types.FunctionType:
         """The same function around the copies of the modules that it holds."""
@@ -73,6 +94,7 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
                 "Python module it was made from."
             )
         new = made[id(m)] = object.__new__(m.__class__)
+        training.append(m.training)
         for key, v in vars(m).items():
             if key == "_modules":
                 v = {k: None if c is None else module(c) for k, c in v.items()}
@@ -90,7 +112,19 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
 
     copied = module(model)
     copied.__dict__["_copied_from"] = frozenset(made)
+    copied.__dict__["_copied_in_training"] = any(training)
     return copied
+
+
+def _is_plain(v: Any) -> bool:
+    """Whether this is an object of a class written in Python that is copied in the usual way."""
+    kind = type(v)
+    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    own = bool(kind.__flags__ & _HEAP) and not hasattr(kind, "__copy__")
+    return usual and own and hasattr(v, "__dict__") and not isinstance(v, type | nn.Module)
+
+
+_HEAP = 1 << 9  # of types that a class statement made
 
 
 def _holds_module(v: Any, seen: tuple = ()) -> bool:
@@ -174,3 +208,16 @@ def exact() -> Iterator[None]:
         torch.autocast("cuda", enabled=False),
     ):
         yield
+
+
+@contextmanager
+def same_chance(device: torch.device) -> Iterator[None]:
+    """What a model draws at random leaves no trace in the user's generators."""
+    # NumPy's old generator, which a model may draw from, is the process's
+    numbers, plain = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(numbers)  # noqa: NPY002
+        random.setstate(plain)

@@ -8,8 +8,9 @@ for coefficients. Of the contributions of all paths, (p + m) / 2 are the positiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
 from bilrp.engine.plan import Plan, Stage, together
 from bilrp.engine.record import Record
 from bilrp.engine.rules import RuleBook, Rules
-from bilrp.engine.shadow import exact, place_and_format, shadow
+from bilrp.engine.shadow import exact, place_and_format, same_chance, shadow
 from bilrp.engine.windows import Geometry
 
 Rows = Tensor | Living  # of one value
@@ -80,7 +81,7 @@ class Trace:
         self.product = dtype if dtype in (torch.bfloat16, torch.float16) else None
         x = x.detach()
         x = x.to(device=place, dtype=form) if x.is_floating_point() else x.to(place)
-        with exact():
+        with exact(), same_chance(place):
             record = _recorded(model, x, form, place)
             self.input, self.features = record.values[0].data, record.features
             self._run = Run(record.values, record.names, book, self.product)
@@ -142,6 +143,7 @@ class Trace:
         reach: dict[int, Reach],
         first: int = 0,
         check: Callable | None = None,
+        keep: Collection[int] = (),
     ) -> int | None:
         """Push rows through some of the steps; what is not needed any more is dropped.
 
@@ -155,7 +157,10 @@ class Trace:
         reach : dict
             Which owners reach which places of a value, where that is known.
         first, check
-            `check` is called with each stage, its parts and `first`.
+            `check` is called with each stage, its parts, `first`, and what gives the sizes of the
+            products that its parts are sums of, if that is at hand.
+        keep
+            Values that are needed afterwards.
 
         Returns
         -------
@@ -170,8 +175,13 @@ class Trace:
             if at is not None and stage.sinks:
                 p, m = _with_sinks(p, m, stage, at)
                 at += len(stage.sinks)
+            if isinstance(p, Tensor) and p.shape[1:] != self.data(stage.number).shape:
+                raise NotImplementedError(
+                    f"the map of {self.told(stage.number)} makes parts of the shape "
+                    f"{tuple(p.shape[1:])} for a value of {tuple(self.data(stage.number).shape)}"
+                )
             if check is not None:
-                check(stage, p, first)
+                check(stage, p, first, partial(self._sizes, stage, rows))
             rows[stage.number] = (p, m)
             end = self.closing.get(stage.number)
             if at is not None and end is not None and end.sinks:
@@ -181,9 +191,22 @@ class Trace:
                 at += len(end.sinks)
             self._reached(stage, reach)
             for n in last[stage.number]:
-                rows.pop(n, None)
-                rows.pop(_CLOSED + n, None)
+                if n not in keep:
+                    rows.pop(n, None)
+                    rows.pop(_CLOSED + n, None)
         return at
+
+    def _sizes(self, stage: Stage, rows: dict[int, Pair]) -> Tensor | None:
+        """Magnitudes of what a linear step adds up, summed over owners; None for other steps."""
+        if stage.linear is None or stage.shares:
+            return None
+        if stage.pair:
+            parts = [self._pair(n, rows)[1] for n in stage.parents]
+        elif stage.closes:
+            parts = [self._closed(rows, n) for n in stage.parents]
+        else:
+            parts = [self._parts(n, rows)[0] for n in stage.parents]
+        return stage.linear.magnitudes(*(p.abs().sum(0, keepdim=True) for p in parts))[0]
 
     def at_the_end(self, rows: dict[int, Pair], at: int | None) -> Tensor:
         """Rows of the features, with all sinks if `at` counts them."""
@@ -476,7 +499,7 @@ def _compared(model: nn.Module, copied: nn.Module, turned: Tensor, x: Tensor) ->
 
 def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: Tensor) -> None:
     """What was recorded must be what a plain call of the model gives."""
-    same = not (record.writes or any(m.training for m in model.modules())) and all(
+    same = not (record.writes or copied.__dict__["_copied_in_training"]) and all(
         t.device == x.device and (not t.is_floating_point() or t.dtype == record.features.dtype)
         for t in (*model.parameters(), *model.buffers())
     )
