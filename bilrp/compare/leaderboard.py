@@ -16,14 +16,13 @@ import inspect
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -368,9 +367,10 @@ def collect(command: str) -> dict:
     """The whole table from what is kept: rows that are computed, and cells that are not."""
     kept = ((cell, compute(cell, 0)) for cell in cells())
     rows = [summary(cell, found) for cell, found in kept if found["pairs"] or found["refused"]]
-    git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+    from bilrp.book.measured import commit_of
+
     return {
-        "commit": git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip(),
+        "commit": commit_of(PACKAGE.parent),
         "code": code_key(),
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
