@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -187,6 +188,11 @@ class Object:
     number = 0
 
 
+class Two(NamedTuple):
+    one: np.ndarray
+    other: list
+
+
 def add(s: nn.Module, _: Tensor) -> None:
     s.held["n"] = s.held.get("n", 0) + 1
 
@@ -203,6 +209,11 @@ def add(s: nn.Module, _: Tensor) -> None:
         (collections.deque, lambda s, x: s.held.append(1), len),
         (set, lambda s, x: s.held.add(len(s.held)), len),
         (lambda: np.zeros(1), lambda s, x: s.held.__iadd__(1), lambda h: float(h[0])),
+        (
+            lambda: Two(np.zeros(5000), [0]),
+            lambda s, x: s.held.one.__setitem__(2500, s.held.one[2500] + 1),
+            lambda h: float(h.one[2500]),
+        ),
         (Object, lambda s, x: setattr(s.held, "number", s.held.number + 1), lambda h: h.number),
     ],
 )

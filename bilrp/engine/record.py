@@ -539,8 +539,10 @@ def _state(model: nn.Module) -> list:
     """What a forward may change: counts of writes into tensors, and all else by its contents."""
     state: list = [version(t) for t in (*model.parameters(), *model.buffers())]
     for name, item in held_besides(model):
-        told = (id(item), version(item)) if isinstance(item, Tensor) else str(item)
-        state.append((name, told))
+        if isinstance(item, Tensor):
+            state.append((name, id(item), version(item)))
+        else:  # of an array all numbers, which in words are shortened
+            state.append((name, item.tobytes() if hasattr(item, "tobytes") else str(item)))
     return state
 
 

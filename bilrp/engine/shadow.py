@@ -48,6 +48,8 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
             return contents(v)
         if type(v) is tuple:
             return tuple(attribute(t) for t in v)
+        if isinstance(v, tuple) and hasattr(v, "_make"):  # with names
+            return v._make(attribute(t) for t in v)
         owner = getattr(v, "__self__", None)
         if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
             return v.__func__.__get__(module(owner))  # a bound method of a module
