@@ -365,10 +365,10 @@ def interval(values: Tensor, groups: list) -> Interval | None:
 
 def collect(command: str) -> dict:
     """The whole table from what is kept: rows that are computed, and cells that are not."""
-    kept = ((cell, compute(cell, 0)) for cell in cells())
-    rows = [summary(cell, found) for cell, found in kept if found["pairs"] or found["refused"]]
     from bilrp.book.measured import commit_of
 
+    kept = ((cell, compute(cell, 0)) for cell in cells())
+    rows = [summary(cell, found) for cell, found in kept if found["pairs"] or found["refused"]]
     return {
         "commit": commit_of(PACKAGE.parent),
         "code": code_key(),

@@ -46,8 +46,7 @@ def _told_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for key, v in sorted(vars(m).items()):
             if "hooks" in key and isinstance(v, dict):
                 yield f"{name}.{key}", [getattr(f, "__qualname__", type(f)) for f in v.values()]
-            elif key not in _OF_EVERY_MODULE:
-                yield from _inside(f"{name}.{key}", v, known, 0)
+        yield from _beside(name, m, known)
         for kind in type(m).__mro__:
             if kind in maps:
                 yield name, told(maps[kind])
@@ -57,9 +56,14 @@ def held_besides(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and numbers of all that a model holds besides parameters, buffers and hooks."""
     known = {id(m): n for n, m in model.named_modules()}
     for name, m in model.named_modules():
-        for key, v in sorted(vars(m).items()):
-            if key not in _OF_EVERY_MODULE:
-                yield from _inside(f"{name}.{key}", v, known, 0)
+        yield from _beside(name, m, known)
+
+
+def _beside(name: str, m: nn.Module, known: dict[int, str]) -> Iterator[tuple[str, Any]]:
+    """Of one module."""
+    for key, v in sorted(vars(m).items()):
+        if key not in _OF_EVERY_MODULE:
+            yield from _inside(f"{name}.{key}", v, known, 0)
 
 
 def _inside(name: str, v: Any, known: dict[int, str], depth: int) -> Iterator[tuple[str, Any]]:

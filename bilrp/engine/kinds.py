@@ -806,9 +806,9 @@ _GATES = {
 }  # fmt: skip
 _KEEPS_GATE = {
     "view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "contiguous", "clone", "to",
-    "dropout", "add", "sub", "rsub", "mul", "neg", "select", "float", "type_as",
-    "repeat", "where", "masked_fill", "cat", "stack", "mT", "T", "view_as", "repeat_interleave",
+    "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "add", "sub", "rsub", "mul",
+    "neg", "select", "repeat", "where", "masked_fill", "cat", "stack", "mT", "T", "view_as",
+    "repeat_interleave",
 }  # fmt: skip
 
 

@@ -202,11 +202,15 @@ class Trace:
             return None
         if stage.pair:
             parts = [self._pair(n, rows)[1] for n in stage.parents]
-        elif stage.closes:
-            parts = [self._closed(rows, n) for n in stage.parents]
         else:
-            parts = [self._parts(n, rows)[0] for n in stage.parents]
+            parts = self._given(stage, rows)
         return stage.linear.magnitudes(*(p.abs().sum(0, keepdim=True) for p in parts))[0]
+
+    def _given(self, stage: Stage, rows: dict[int, Pair]) -> list[Tensor]:
+        """Parts of the values that a linear step without magnitudes is made of."""
+        if stage.closes:
+            return [self._closed(rows, n) for n in stage.parents]
+        return [self._parts(n, rows)[0] for n in stage.parents]
 
     def at_the_end(self, rows: dict[int, Pair], at: int | None) -> Tensor:
         """Rows of the features, with all sinks if `at` counts them."""
@@ -237,11 +241,7 @@ class Trace:
                 (maps,) = (rows[n][0] for n in stage.parents)
                 if isinstance(maps, Living):
                     return maps.pooled(linear.winners.index, linear.winners.geometry), None
-            if stage.closes:
-                given = [self._closed(rows, n) for n in stage.parents]
-            else:
-                given = [self._parts(n, rows)[0] for n in stage.parents]
-            return linear.fn(*_aligned(given)), None
+            return linear.fn(*_aligned(self._given(stage, rows))), None
         pairs = [self._pair(n, rows) for n in stage.parents]
         p, m = _aligned([g[0] for g in pairs]), _aligned([g[1] for g in pairs])
         return linear.fn(*p), linear.magnitudes(*m)
