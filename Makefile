@@ -58,8 +58,9 @@ bench: $(BENCH_READY) $(DATA)  ## measure speed and accuracy beside other librar
 bench-networks: $(BENCH_READY)  ## measure ResNet-50 and ViT-B/16 at full size
 	@$(BIN)/python -m tests.benchmark_networks --output assets/benchmark_networks.md
 
-zoo: $(BENCH_READY)  ## explain every model of torchvision (some hours; goes on where it was stopped)
+zoo: $(BENCH_READY)  ## explain every model of torchvision, families of others (some hours; goes on where it was stopped)
 	@$(BIN)/python -m tests.zoo --output assets/zoo.md
+	@$(BIN)/python -m tests.zoo_libraries --output assets/zoo_libraries.md
 
 toy: $(READY)  ## train thirty networks on the toy digits and write the table of chapter 05
 	@PYTHONPATH=. $(BIN)/python -m tests.toy_sweep

@@ -111,13 +111,52 @@ def test_two_sentences():
     assert float(e.ledger.sum()) == pytest.approx(e.similarity, rel=1e-10)
 
 
-def test_a_gated_layer_is_refused_until_a_rule_says_who_owns_the_product():
-    model = encoder("Llama", num_key_value_heads=2, **SMALL).float()  # its norms are in float32
-    with pytest.raises(NotImplementedError, match=r"LlamaMLP.*CPLRP"):
-        bilrp.factor(model, tokens())
-    weights = bilrp.Gamma(0.0)
-    rules = {nn.Linear: weights, "inner.layers.*.mlp": bilrp.CPLRP(take=2)}
-    check(model, tokens(), rules)
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma2", "ModernBert"])
+def test_gated_units(kind):
+    options = {"head_dim": 8} if kind in ("Qwen3", "Gemma2") else {}
+    options |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    options |= dict.fromkeys(("cls_token_id", "sep_token_id"), 1) if kind == "ModernBert" else {}
+    heads = {} if kind == "ModernBert" else {"num_key_value_heads": 2}
+    model = encoder(kind, **{**SMALL, **heads, **options}).float()  # some norms are in float32
+    f = check(model, tokens())
+    e = bilrp.explain(model, tokens(7), tokens(5))
+    assert float(e.ledger.sum()) == pytest.approx(e.similarity, rel=1e-4)
+    signal = {"*": bilrp.Gamma(0.0), "inner.layers.*.mlp": bilrp.CPLRP(take=2)}
+    torch.testing.assert_close(bilrp.factor(model, tokens(), signal).values, f.values)
+
+
+SOUND = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+    "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2],
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["Wav2Vec2", "WavLM"])
+def test_raw_sound(kind):
+    model = encoder(kind, "input_values", **SOUND)
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert check(model, x, groups=50).grid == (4,)
+
+
+def test_spectrogram():
+    options = {k: v for k, v in SOUND.items() if "conv" not in k}
+    shape = {"patch_size": 8, "max_length": 32, "num_mel_bins": 16}
+    steps = {"frequency_stride": 8, "time_stride": 8}
+    model = encoder("AST", "input_values", **options, **shape, **steps)
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert check(model, x).grid == (32,)
+
+
+def test_response_norm():
+    """A length over places, divided by its mean, multiplies the maps: a number, as in norms."""
+    options = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+    model = encoder("ConvNextV2", "pixel_values", **options)
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        if ".grn." in name:
+            p.data.normal_(0.5, 0.3, generator=generator)
+    check(model, nets.image(0, 32, 32), patch=8)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "ghostnet_050"])

@@ -291,7 +291,7 @@ def factor(
             features,
             lambda: values.abs().sum(0),
             "the projected features",
-            trace.product,
+            trace.tolerance(trace.output),
         )
         maps = tuple(k for k in shape if k != 1)  # others are projected by another matrix
         projection = f"{project} dimensions, seed {seed}, of features {maps or (1,)}"

@@ -19,8 +19,8 @@ def default_rules(model: nn.Module, x: Tensor | None = None) -> Rules:
     Returns
     -------
     Rule or mapping
-        Networks with attention or recurrent layers: gamma 0, gates frozen. All others: joint gamma
-        of 0.02, biases as owners.
+        Networks with attention (told by the names of their modules' types) or recurrent layers:
+        gamma 0, gates frozen. All others: joint gamma of 0.02, biases as owners.
 
     Notes
     -----
@@ -35,6 +35,7 @@ def default_rules(model: nn.Module, x: Tensor | None = None) -> Rules:
     """
     frozen = (nn.MultiheadAttention, nn.RNNBase)
     attends = any(
-        isinstance(m, frozen) or "attention" in type(m).__name__.lower() for m in model.modules()
+        isinstance(m, frozen) or any(s in type(m).__name__.lower() for s in ("attention", "attn"))
+        for m in model.modules()
     )
     return Gamma(0.0) if attends else Gamma(0.02)

@@ -60,7 +60,8 @@ def parts_of_features(
             return parts.sum(0)
         return sum_of_windows(parts, *spans, trace.features.shape[-2:])
 
-    check_sum(total(values), whole[0], lambda: total(values.abs()), "the features", trace.product)
+    tolerance = trace.tolerance(trace.output)
+    check_sum(total(values), whole[0], lambda: total(values.abs()), "the features", tolerance)
     names = [sink.name for _, sink in trace.sinks]
     absorbed = whole.new_zeros(len(trace.absorbing), whole.shape[1])
     index = torch.tensor([trace.absorbing.index(n) for n in names], dtype=torch.long)
@@ -91,13 +92,13 @@ def _checked(trace: Trace) -> Callable[[Stage, Tensor | Living, int, Callable], 
         # of few rows, adding one by one is faster
         total = sum(parts[1:], parts[0]) if len(parts) < 8 else parts.sum(0)
         total = total if biases is None else total + biases
-        told = trace.told(stage.number)
+        told, tolerance = trace.told(stage.number), trace.tolerance(stage.number)
 
         def sizes() -> Tensor:
             own, added = parts.abs().sum(0), None if isinstance(rows, Living) else products()
             return own if added is None else torch.maximum(own, added)
 
-        check_sum(total, value, sizes, told, trace.product)
+        check_sum(total, value, sizes, told, tolerance)
 
     return check
 
@@ -107,7 +108,7 @@ def check_sum(
     value: Tensor,
     sizes: Callable[[], Tensor],
     what: str,
-    product: torch.dtype | None = None,
+    tolerance: float,
 ) -> None:
     """The parts of all owners are the value; NotImplementedError where they are not.
 
@@ -116,12 +117,16 @@ def check_sum(
     """
     if value.numel() == 0:
         return
-    tolerance = 1e-4 if value.dtype == torch.float32 else 1e-9
-    tolerance = tolerance if product is None else 0.1  # products of 8 or 11 bits, layer after layer
     error = _largest(total.reshape(value.shape) - value)
     if error <= tolerance * _largest(total):
         return
     size = float(sizes().max())
+    if not math.isfinite(size):
+        raise NotImplementedError(
+            f"the parts of all owners of {what} are beyond what {value.dtype} holds. Gamma adds up "
+            "the magnitudes of all paths from the last activation on, which grow from layer to "
+            "layer: use bilrp.Gamma(0), or dtype=torch.float64"
+        )
     if not error <= tolerance * size + 1e-30:
         doubt = "rounding may have added up, which dtype=torch.float64 tells; otherwise "
         doubt = doubt if value.dtype == torch.float32 else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from bilrp.engine.maps import (
     channels_last,
 )
 from bilrp.engine.modules import RelevanceMap, Step
-from bilrp.engine.record import Ref, Value, _given, leaves, mapped
+from bilrp.engine.record import Ref, Value, _given, dense, leaves, mapped
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import CPLRP, AttnLRP, RuleBook
 from bilrp.engine.windows import Geometry
@@ -141,7 +141,17 @@ def refusal(value: Value, why: str) -> NotImplementedError:
 
 def each(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of values as a function of rows of them."""
-    return torch.vmap(f)
+    mapped = torch.vmap(f)
+
+    def rows(*given: Tensor) -> Tensor:
+        try:
+            return mapped(*given)
+        except RuntimeError as error:
+            if "Batching rule not implemented" not in str(error):
+                raise
+        return torch.stack([f(*one) for one in zip(*given, strict=True)])
+
+    return rows
 
 
 def refs(tree: Any) -> list[int]:
@@ -207,6 +217,8 @@ def _wide(rows: Tensor, shape: torch.Size) -> Tensor:
     if rows.shape[1:] == shape:
         return rows
     missing = len(shape) - (rows.dim() - 1)
+    if missing < 0:  # y[0] = x may leave out leading dimensions of 1
+        rows, missing = rows.flatten(0, -missing), 0
     return rows.reshape(len(rows), *[1] * missing, *rows.shape[1:]).expand(len(rows), *shape)
 
 
@@ -501,6 +513,15 @@ def _resize(value: Value, run: Run) -> Linear:
     return Linear([n], fn, absolute)
 
 
+@kind("grid_sample")
+def _sampled(value: Value, run: Run) -> Linear:
+    """Interpolation at places; where these depend on the input they are taken as numbers."""
+    first = _source(value)
+    if _given(value.args, value.kwargs, 2, "mode", "bilinear") == "bicubic":
+        raise refusal(value, "has negative weights")
+    return Linear([first], again(value, run, [first]))
+
+
 @kind("lerp")
 def _lerp(value: Value, run: Run) -> Linear:
     a, b, w = value.args
@@ -659,7 +680,7 @@ def _addmm(value: Value, run: Run) -> Linear:
     return weighted(x.number, affine, value.place.label)
 
 
-@kind("matmul", "bmm", "mm", "mv", "rmatmul")
+@kind("matmul", "bmm", "mm", "mv", "rmatmul", "_sparse_mm", "spmm", "smm")
 def _matmul(value: Value, run: Run) -> Linear:
     a, b = value.args[:2] if value.name != "rmatmul" else value.args[1::-1]
     if isinstance(a, Ref) and isinstance(b, Ref):
@@ -674,6 +695,7 @@ def _times(
 ) -> Linear:
     """A product f(a, w), linear in each, with a tensor of numbers: a layer with weights."""
     shape = run.data(parent).shape
+    weight, named = dense(weight), run.named(weight, value)
 
     def op(rows: Tensor, w: Tensor) -> Tensor:
         return torch.vmap(f, (0, None))(rows, w)
@@ -682,7 +704,7 @@ def _times(
         return adjoint(lambda rows: op(rows, w), [shape], c)[0]
 
     affine = Affine(op, transposed, weight.to(value.data), None, (1, -1))
-    return weighted(parent, affine, run.named(weight, value))
+    return weighted(parent, affine, named)
 
 
 @kind("batch_norm")
@@ -802,13 +824,14 @@ def _channel(value: Value, position: int, name: str) -> Tensor | None:
 # What is a gate: the more, the rather it is frozen.
 _GATES = {
     "sign": 2, "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
-    "reciprocal": 2, "exp": 2, "tanh": 1, "softsign": 1,
+    "reciprocal": 2, "exp": 2, "norm": 2, "linalg_vector_norm": 2, "linalg_norm": 2,
+    "tanh": 1, "softsign": 1,
 }  # fmt: skip
 _KEEPS_GATE = {
     "view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
     "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "add", "sub", "rsub", "mul",
     "neg", "select", "repeat", "where", "masked_fill", "cat", "stack", "mT", "T", "view_as",
-    "repeat_interleave",
+    "repeat_interleave", "upsample_nearest2d", "upsample_bilinear2d",
 }  # fmt: skip
 
 
@@ -816,7 +839,7 @@ _KEEPS_GATE |= {name for name, made in _KINDS.items() if made is _same}
 
 
 def gate_level(n: int, run: Run) -> int:
-    """3 for masks, 2 for what comes out of softmax, sigmoid, erf, 1 / sqrt, 1 for tanh, else 0."""
+    """3 for masks, 2 for a softmax, sigmoid, erf, 1 / sqrt or length, 1 for tanh, 0 for others."""
     for value in run.values[len(run.gates) :]:  # in the order in which they were made
         mixes = value.name in ("linear", "conv1d", "conv2d")  # attention whose heads are mixed
         through = value.name in _KEEPS_GATE or mixes
@@ -861,13 +884,15 @@ def product(
     if a == b and not take:
         raise refusal(value, "is a value times itself, and no rule says who owns it")
     levels = gate_level(a, run), gate_level(b, run)
+    if take is None and levels[0] == levels[1] and value.name == "mul":
+        take = _ungated(a, b, run)
     if take is None and levels[0] == levels[1]:
         raise NotImplementedError(
             f"{value.name}, called at {value.place.line} in {value.place}, multiplies two values "
-            "of one kind: neither is a gate (softmax, sigmoid, erf, 1 / sqrt, then tanh) more than "
-            f"the other. Say who owns the product: rules={{{value.place.name!r}: "
-            "bilrp.CPLRP(take=1), ...} gives it to the first factor, 2 to the second, "
-            "bilrp.AttnLRP() half to each."
+            "of one kind: neither is a gate (softmax, sigmoid, erf, 1 / sqrt, then tanh; in a "
+            "gated linear unit the activated factor) more than the other. Say who owns the "
+            f"product: rules={{{value.place.name!r}: bilrp.CPLRP(take=1), ...}} gives it to the "
+            "first factor, 2 to the second, bilrp.AttnLRP() half to each."
         )
     first = take == 1 if take else levels[0] < levels[1]
     main, gate = (a, y) if first else (b, x)
@@ -876,6 +901,35 @@ def product(
         return each(lambda t: f(t, frozen) if first else f(frozen, t))
 
     return Linear([main], times(gate), None if bool((gate >= 0).all()) else times(gate.abs()))
+
+
+def _ungated(a: int, b: int, run: Run) -> int | None:
+    """In a gated linear unit act(W x) * (V x), which factor is V x: 1 or 2; None if it is none."""
+
+    def below(n: int) -> int:  # without moves, such as the halves of one layer
+        while _KINDS.get(run.values[n].name) in (_move, _same):
+            n = run.values[n].inputs[0]
+        return n
+
+    @cache
+    def sources(n: int) -> set[int]:  # all x of which it is an affine map, by one layer or more
+        value = run.values[below(n)]
+        if value.name == "cat":
+            return set.intersection(*map(sources, value.inputs))
+        if len(value.inputs) != 1 or value.name not in _AFFINE:
+            return set()
+        x = below(value.inputs[0])
+        own = set() if value.name in ("add", "mul") else {x}
+        return own | sources(x)
+
+    def activated(n: int) -> set[int]:
+        value = run.values[below(n)]
+        return sources(value.inputs[0]) if _KINDS.get(value.name) is _activation else set()
+
+    return 2 if activated(a) & sources(b) else 1 if activated(b) & sources(a) else None
+
+
+_AFFINE = {"linear", "addmm", "matmul", "mm", "conv1d", "conv2d", "conv3d", "add", "mul"}
 
 
 @kind("mul")
@@ -965,15 +1019,24 @@ def _softmax(value: Value, run: Run) -> Linear:
 # --- winners ---------------------------------------------------------------------------------
 
 
+@kind("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def _unpool(value: Value, run: Run) -> Linear:
+    first = _source(value)
+    return Linear([first], again(value, run, [first]))  # no move: most of it are zeros
+
+
 @kind("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
       "adaptive_max_pool3d")  # fmt: skip
 def _max_pool(value: Value, run: Run) -> Linear:
+    if value.pick:
+        raise refusal(value, "gives numbers of places, which carry no relevance")
     number = value.inputs[0]
     a = run.data(number)
-    n = int(value.name[-2])
+    pool = value.name
+    n = int(pool[-2])
     if a.dim() != n + 2:
         raise refusal(value, "has an input without the batch")
-    names = ("output_size",) if "adaptive" in value.name else (
+    names = ("output_size",) if "adaptive" in pool else (
         "kernel_size", "stride", "padding", "dilation", "ceil_mode"
     )  # fmt: skip
     given = dict(zip(names, value.args[1:], strict=False)) | {
@@ -982,7 +1045,7 @@ def _max_pool(value: Value, run: Run) -> Linear:
     if given.get("stride", 1) in ([], ()):
         given["stride"] = None
     a = channels_last(a) if n == 2 else a
-    index = getattr(F, value.name)(a, **given, return_indices=True)[1].flatten(2).contiguous()
+    index = getattr(F, pool)(a, **given, return_indices=True)[1].flatten(2).contiguous()
     shape = value.data.shape
 
     def fn(rows: Tensor) -> Tensor:
@@ -995,7 +1058,7 @@ def _max_pool(value: Value, run: Run) -> Linear:
         return [out.view(len(c), *a.shape)]
 
     winners = None
-    if value.name == "max_pool2d" and a.shape[0] == 1:
+    if pool == "max_pool2d" and a.shape[0] == 1:
         kernel = given["kernel_size"]
         given = {"stride": given.get("stride") or kernel, "padding": 0, "dilation": 1, **{
             k: v for k, v in given.items() if v is not None
@@ -1061,6 +1124,8 @@ def _activation(value: Value, run: Run) -> Activation:
     number = value.inputs[0]
     if len(refs((value.args, value.kwargs))) > 1:
         raise refusal(value, "has bounds or slopes that depend on the input")
+    if value.data.shape != run.data(number).shape:
+        raise refusal(value, "has bounds of a larger shape than what they bound")
     if value.args and not isinstance(value.args[0], Ref):
         raise refusal(value, "raises a number to a power that depends on the input")
     zero = value.called(lambda _: torch.zeros_like(run.data(number)))

@@ -64,8 +64,14 @@ def attention(
 def baddbmm(
     input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
-    """torch's baddbmm in plain functions."""
+    """torch's baddbmm in plain functions, and its addmm."""
     return beta * input + alpha * torch.matmul(batch1, batch2)
+
+
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's bilinear in plain functions."""
+    out = (torch.einsum("...i,oij->...oj", input1, weight) * input2.unsqueeze(-2)).sum(-1)
+    return out if bias is None else out + bias
 
 
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -199,6 +205,8 @@ FORMULAS: dict[str, Callable] = {
     "scaled_dot_product_attention": attention,
     "glu": glu,
     "baddbmm": baddbmm,
+    "addmm": baddbmm,
+    "bilinear": bilinear,
     "addcmul": addcmul,
     "addcdiv": addcdiv,
     "embedding_bag": embedding_bag,

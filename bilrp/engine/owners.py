@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor
+
+from bilrp.engine.shadow import exact, place_and_format, same_chance, shadow
 
 
 def check_finite(x: Tensor) -> None:
@@ -129,6 +132,8 @@ def one_input(x: Tensor, model: torch.nn.Module) -> Tensor:
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"x is empty or a single number: its shape is {tuple(x.shape)}")
     item = _dimensions(model) if x.is_floating_point() else 1
+    if item is not None and item > 1 and _adds_a_channel(model, x, item):
+        return x if x.dim() == item else x[None]
     if item is not None and x.dim() == item:
         return x[None]
     if x.shape[0] == 1 and x.dim() > 1 and (item is None or x.dim() == item + 1):
@@ -158,6 +163,32 @@ def _dimensions(model: torch.nn.Module) -> int | None:
     """Dimensions of one input, from the model's first convolution."""
     first = _first(model, (*_CONVOLUTIONS, torch.nn.Linear))
     return next((n for kind, n in _CONVOLUTIONS.items() if isinstance(first, kind)), None)
+
+
+def _adds_a_channel(model: torch.nn.Module, x: Tensor, item: int) -> bool:
+    """Whether it takes (N, T), or (N, T, F), for a convolution of one channel."""
+    first = _first(model, tuple(_CONVOLUTIONS))
+    given = x if x.dim() == item and x.shape[0] == 1 else x[None] if x.dim() == item - 1 else None
+    if first is None or first.in_channels != 1 or given is None:
+        return False
+    if x.dim() == item and _seen_by_convolution(model, x[None]) == item + 1:
+        return False  # a channel of its own
+    return _seen_by_convolution(model, given) == item + 1
+
+
+@exact()
+def _seen_by_convolution(model: torch.nn.Module, batch: Tensor) -> int:
+    """Dimensions of what the first convolution is given; 0 if the model cannot run the input."""
+    place, form = place_and_format(model, batch, None, None)
+    copied = shadow(model, form, place)
+    seen: list[int] = []
+    first = _first(copied, tuple(_CONVOLUTIONS))
+    assert first is not None
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].dim()))
+    with same_chance(place), suppress(Exception):
+        copied(batch.detach().to(device=place, dtype=form, copy=True))
+        return seen[0]
+    return 0
 
 
 def _wanted(model: torch.nn.Module) -> str:

@@ -108,6 +108,11 @@ class Value:
         return f"{self.name}, called by {self.place} at {self.place.line}"
 
 
+def dense(t: Tensor) -> Tensor:
+    """A tensor of numbers that may be stored sparsely, all of them."""
+    return t if t.layout == torch.strided else t.to_dense()
+
+
 def _filled(t: Any, replace: Callable[[int], Tensor]) -> Any:
     return replace(t.number) if isinstance(t, Ref) else t
 
@@ -246,14 +251,14 @@ class Record(TorchFunctionMode):
             raise NotImplementedError(f"{self._unknown[0][1]} {why}") from error
         for k, (t, call) in enumerate(self._unknown):
             same = k < len(others) and others[k][0].shape == t.shape
-            if not same or not torch.equal(others[k][0], t):
+            if not same or not torch.equal(dense(others[k][0]), dense(t)):
                 raise NotImplementedError(f"{call}, {why}")
 
     def _run(self, x: Tensor) -> Any:
         try:
             return self.model(x)
-        except RuntimeError as error:
-            if isinstance(error, NotImplementedError) or "memory" in str(error):
+        except Exception as error:
+            if isinstance(error, NotImplementedError | ValueError) or "memory" in str(error):
                 raise
             where = self._failed_in(error)
             found = smallest_image(self.model, x) if "too small" in str(error) else None
@@ -335,7 +340,8 @@ class Record(TorchFunctionMode):
             return out
         place = self._place_of(func.module) if isinstance(func, _ModuleCall) else self._place()
         self._refuse_what_cannot_be_followed(name, func, args, kwargs, known, place)
-        if name in FORMULAS and name not in self._maps:
+        layer = name == "addmm" and all(t is not args[0] for t in known)  # and its bias
+        if name in FORMULAS and name not in self._maps and not layer:
             with self:
                 return FORMULAS[name](*args, **kwargs)
         inner = None if name in self._maps else opened(func)

@@ -77,8 +77,8 @@ def name_of(func: Any) -> str:
     if name == "__get__":  # a property, such as .T or .shape
         return getattr(func.__self__, "__name__", "property")
     if name == "fn":  # max pooling with and without indices
-        return torch.overrides.resolve_name(func).rsplit(".", 1)[-1]
-    return _SAME.get(name, name)
+        name = torch.overrides.resolve_name(func).rsplit(".", 1)[-1]
+    return _SAME.get(name, name.removesuffix("_with_indices"))
 
 
 _SAME = {

@@ -323,8 +323,9 @@ class CPLRP(Rule):
     """Products: the gate is a number, the other factor takes all. The default.
 
     In attention the softmax weights are the gate and the values take all. A gate is what comes out
-    of softmax, sigmoid, erf or 1 / sqrt; then tanh; a product of two factors of one kind is
-    refused unless `take` says which of them takes the relevance.
+    of softmax, sigmoid, erf or 1 / sqrt; then tanh; in a gated linear unit act(W x) * (V x), as in
+    SwiGLU, the activated factor. Any other product of two factors of one kind is refused unless
+    `take` says which of them takes the relevance.
 
     Parameters
     ----------
@@ -333,7 +334,8 @@ class CPLRP(Rule):
 
     Source
     ------
-    Ali et al. (2022), "XAI for Transformers"; for LSTM gates Arras et al. (2017).
+    Ali et al. (2022), "XAI for Transformers"; for LSTM gates Arras et al. (2017). For gated linear
+    units a convention of this package; which factor is the gate: Shazeer (2020), "GLU variants".
     """
 
     take: int | None = None

@@ -141,7 +141,7 @@ def _holds_module(v: Any, seen: tuple = ()) -> bool:
     elif isinstance(v, types.FunctionType):
         cells = [c.cell_contents for c in v.__closure__ or () if c != types.CellType()]
         held = (*cells, *(v.__defaults__ or ()), *(v.__kwdefaults__ or {}).values())
-    elif type(v) in (list, tuple, dict):
+    elif isinstance(v, list | tuple | dict | deque | set):
         held = v.values() if isinstance(v, dict) else v
     else:
         return False

@@ -27,6 +27,7 @@ from bilrp.engine.windows import Geometry
 Rows = Tensor | Living  # of one value
 Pair = tuple[Rows, Tensor | None]  # p and, inside a segment with gamma, m
 Parts = tuple[Tensor, Tensor | None]
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 _CLOSED = 1 << 40  # and the number of a value: its rows where its segment ends, with sinks
 
 
@@ -91,6 +92,7 @@ class Trace:
         both = {n: together(biases) for n, biases in plan.biases.items()}
         self._biases = {n: pair[0] for n, pair in both.items() if pair}
         self._scales: dict[int, Tensor] = {}
+        self._tolerances: list[float] = []
         self._costs: dict[int, tuple[float, float]] = {}
         self.by_number = {step.number: step for step in self.steps}
         ends = [(s.number, e) for s in self.steps for e in (s, self.closing.get(s.number)) if e]
@@ -103,6 +105,14 @@ class Trace:
 
     def data(self, number: int) -> Tensor:
         return self._run.data(number)
+
+    def tolerance(self, number: int) -> float:
+        """What rounding may leave of a value: by the coarsest format of those it is made of."""
+        for value in self._run.values[len(self._tolerances) :]:
+            own = _TOLERANCE.get(value.data.dtype, 0.0)
+            self._tolerances.append(max([own, *(self._tolerances[n] for n in value.inputs)]))
+        # products of 8 or 11 bits, layer after layer
+        return self._tolerances[number] if self.product is None else 0.1
 
     def told(self, number: int) -> str:
         """A value's call in words."""

@@ -1,0 +1,260 @@
+"""Calls of networks of today: gated units, sound, graphs, unpooling, lower precision inside."""
+
+from __future__ import annotations
+
+import collections
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bilrp
+from tests import nets
+from tests.test_second_audit import Model, X, parts
+
+LRP0 = bilrp.LRP0()
+
+
+def derivatives(model: nn.Module, x: Tensor, ids: Tensor) -> Tensor:
+    """J (x on each group), (groups, features): what LRP-0 is where nothing is frozen or bent."""
+    jacobian = torch.autograd.functional.jacobian(lambda v: model(v).flatten(), x[None])
+    rows = [
+        (jacobian[:, 0] * (x * (ids == k))).flatten(1).sum(1) for k in range(int(ids.max()) + 1)
+    ]
+    return torch.stack(rows)
+
+
+def in_rows(model: nn.Module, x: Tensor = X) -> None:
+    """Parts of the rows of x are derivatives, and with those of sinks they are the features."""
+    ids = torch.arange(len(x))[:, None].expand(x.shape)
+    f = bilrp.factor(model, x, LRP0)
+    torch.testing.assert_close(f.values, derivatives(model, x, ids))
+    nets.contract(model, x, LRP0)
+
+
+ADJACENT = torch.tensor([[0, 1, 0, 0.5], [1, 0, 2, 0], [0, 0, 0, 0], [0.3, 0, 0, 1]]).double()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: torch.column_stack([x[0], s.layer(x)[0].relu()])[None],
+        lambda s, x: torch.sparse.mm(ADJACENT.to_sparse(), s.layer(x)[0]).relu()[None],
+        lambda s, x: (ADJACENT.to_sparse_csr() @ s.layer(x)[0].relu())[None],
+        lambda s, x: torch.addmm(x[0], s.layer(x)[0].relu(), ADJACENT)[None],
+        lambda s, x: torch.addmm(x[0], s.layer(x)[0], ADJACENT, beta=0.5, alpha=-2)[None],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_more_ways_of_joining_and_multiplying(forward):
+    in_rows(Model(forward, size=4))
+
+
+def test_a_row_is_written_with_or_without_its_leading_one():
+    def written(s: Model, x: Tensor) -> Tensor:
+        y = torch.zeros(3, 4, 4, dtype=x.dtype)
+        y[1] = s.layer(x)  # (1, 4, 4)
+        return y.flatten()[None]
+
+    in_rows(Model(written, size=4))
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_unpooling_puts_back_where_the_winners_stood(module):
+    def unpooled(s: Model, x: Tensor) -> Tensor:
+        h = s.held[0](x)
+        if module:
+            return s.held[2](*s.held[1](h))
+        small, where = F.max_pool2d(h, 2, return_indices=True)
+        return F.max_unpool2d(small, where, 2)
+
+    held = nn.ModuleList(
+        [nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)]
+    )
+    model, x = Model(unpooled, held), nets.image(0, 8, 8)
+    ids = torch.arange(4).view(2, 2).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    f = bilrp.factor(model, x, LRP0, patch=4)
+    torch.testing.assert_close(f.values, derivatives(model, x, ids))
+    nets.contract(model, x, bilrp.Gamma(0.2))
+
+
+def test_the_places_of_winners_carry_no_relevance():
+    def places(s: Model, x: Tensor) -> Tensor:
+        return F.max_pool2d(s.held(x), 2, return_indices=True)[1].double()
+
+    model = Model(places, nn.Conv2d(3, 4, 3, padding=1))
+    with pytest.raises(NotImplementedError, match=r"no relevance|comparisons"):
+        bilrp.factor(model, nets.image(0, 8, 8), LRP0, patch=4)
+
+
+def test_places_that_are_sampled_are_numbers():
+    """A spatial transformer: the grid is made of the input, and taken as it came out."""
+
+    def sampled(s: Model, x: Tensor) -> Tensor:
+        moved = s.held[1](x.mean((2, 3))).view(1, 2, 3)
+        grid = F.affine_grid(moved, [1, 3, 5, 7], align_corners=False)
+        grid = grid.detach() if s.still else grid
+        return s.held[0](F.grid_sample(x, grid, align_corners=False))
+
+    model = Model(sampled, nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Linear(3, 6).double()]))
+    model.still = False
+    x = nets.image(0, 8, 8)
+    f = bilrp.factor(model, x, LRP0, patch=4)
+    nets.contract(model, x, LRP0)
+    model.still = True
+    ids = torch.arange(4).view(2, 2).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    torch.testing.assert_close(f.values, derivatives(model, x, ids))
+
+
+# --- gated units -----------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """act(W x) * (V x), written in several ways; `detached` holds the gate still."""
+
+    def __init__(self, act, halves: bool, swapped: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.both, self.out = nn.Linear(4, 10, bias=False), nn.Linear(5, 3)
+        self.last = nn.Linear(5, 3)
+        self.act, self.halves, self.swapped = act, halves, swapped
+        self.longer = self.detached = False
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.both(x).chunk(2, -1) if self.halves else (self.one(x), self.two(x))
+        gate = self.act(a)
+        gate = gate.detach() if self.detached else gate
+        if self.longer:
+            b = torch.cat([b[..., :2], self.last(b)], -1)
+        return self.out(b * gate if self.swapped else gate * b).mean(1)
+
+
+@pytest.mark.parametrize("act", [F.silu, F.gelu, F.relu, F.mish])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_in_a_gated_unit_the_activated_factor_is_the_gate(act, halves, swapped):
+    model = Gated(act, halves, swapped)
+    model.longer = act is F.relu  # another layer for some of the other factor (MambaOut)
+    f = bilrp.factor(model, X, LRP0)
+    nets.contract(model, X, LRP0)
+    same = {"": bilrp.CPLRP(take=1 if swapped else 2), "*": LRP0}
+    torch.testing.assert_close(bilrp.factor(model, X, same).values, f.values)
+    model.detached = True
+    ids = torch.arange(len(X))[:, None].expand(X.shape)
+    torch.testing.assert_close(f.values, derivatives(model, X, ids))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.layer(x) * s.layer(x + 1),  # no activation
+        lambda s, x: F.silu(s.layer(x)) * F.silu(s.layer(x)),  # two
+        lambda s, x: F.silu(s.layer(x)) * x,  # no layer
+        lambda s, x: F.silu(s.layer(x)) * s.layer(torch.tanh(x)),  # not of the same value
+        lambda s, x: F.silu(s.layer(x)) * s.layer(x.mean(1, keepdim=True)),
+        lambda s, x: F.silu(s.layer(x)) @ s.layer(x).mT,  # no product place by place
+    ],
+)
+def test_other_products_of_two_equals_need_a_word(forward):
+    with pytest.raises(NotImplementedError, match=r"neither is a gate.*CPLRP\(take=1\)"):
+        bilrp.factor(Model(forward, size=4), X, LRP0)
+
+
+# --- a channel that the model adds itself ----------------------------------------------------
+
+
+class Sound(nn.Module):
+    """Takes (N, T), or (N, T, F), and adds the channel itself."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, None]).relu().flatten(1)
+
+
+@pytest.mark.parametrize("leading", [False, True])
+def test_raw_sound(leading):
+    torch.manual_seed(0)
+    model = Sound(nn.Conv1d(1, 4, 5, stride=2))
+    x = torch.randn(20, dtype=torch.float64)
+    f = bilrp.factor(model, x[None] if leading else x, LRP0, groups=5)
+    assert f.grid == (4,)
+    ids = torch.arange(20) // 5
+    torch.testing.assert_close(f.values, derivatives(model, x, ids))
+
+
+@pytest.mark.parametrize("leading", [False, True])
+def test_spectrogram(leading):
+    torch.manual_seed(0)
+    model = Sound(nn.Conv2d(1, 4, 3))
+    x = torch.randn(6, 5, dtype=torch.float64)
+    f = bilrp.factor(model, x[None] if leading else x, LRP0)
+    assert f.grid == (6,)
+    ids = torch.arange(6)[:, None].expand(6, 5)
+    torch.testing.assert_close(f.values, derivatives(model, x, ids))
+
+
+def test_one_channel_of_ones_own_stays_a_channel():
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()).double()
+    assert bilrp.factor(chain, nets.image(0, 8, 8)[:1], patch=4).grid == (2, 2)
+    with pytest.raises(ValueError, match=r"x must be \(N, 1, H, W\)"):
+        bilrp.factor(chain, nets.image(0, 8, 8)[0], patch=4)
+
+
+# --- other formats, errors, copies -----------------------------------------------------------
+
+
+def test_a_norm_in_float32_within_a_model_of_float64():
+    def normed(s: Model, x: Tensor) -> Tensor:
+        h = s.layer(x).to(torch.float32)
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+        return h.to(x.dtype).mean(1)
+
+    model = Model(normed, size=4)
+    f = bilrp.factor(model, X)
+    assert f.features.dtype == torch.float64
+    torch.testing.assert_close(f.owned().sum(0), model(X[None])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda s, x: s.layer(x)[:, 0, 7], "index 7 is out of bounds"),
+        (lambda s, x: s.held["weights"] @ x, "weights"),
+        (lambda s, x: s.layer(x, x), "positional argument"),
+    ],
+)
+def test_what_the_model_itself_raises_is_told_with_the_shape_it_was_given(forward, said):
+    with pytest.raises(ValueError, match=rf"cannot run an input x of the shape.*{said}"):
+        bilrp.factor(Model(forward, {}, size=4), X)
+
+
+def test_bounds_that_make_the_value_larger_are_refused():
+    def bounded(s: Model, x: Tensor) -> Tensor:
+        return s.layer(x)[..., None].clamp(min=torch.zeros(2, dtype=x.dtype)).flatten(1)
+
+    with pytest.raises(NotImplementedError, match="bounds of a larger shape"):
+        bilrp.factor(Model(bounded, size=4), X)
+
+
+@pytest.mark.parametrize("held", [collections.deque, collections.OrderedDict])
+def test_modules_that_a_partial_holds_in_any_container_are_copied(held):
+    layer = nn.Linear(4, 4).double()
+    layers = held([layer]) if held is collections.deque else held({0: layer})
+    seen: list[nn.Module] = []
+
+    def run(layers, x):
+        seen.append(layers[0])
+        return layers[0](x).relu().mean(1)
+
+    model = Model(lambda s, x: s.held(x), functools.partial(run, layers), size=4)
+    assert parts(model, X, LRP0).shape[1] == 4
+    assert seen[0] is not layer
