@@ -13,8 +13,9 @@ def is_whole(value: Any, low: int = 1, high: int | None = None) -> bool:
     return low <= int(value) and (high is None or int(value) <= high)
 
 
-def check_whole(name: str, value: Any, low: int = 1, high: int | None = None) -> None:
-    """ValueError, by the argument's name, unless it is a whole number from low to high."""
+def check_whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """The whole number from low to high, as Python's; ValueError by the argument's name if none."""
     if not is_whole(value, low, high):
         accepted = f">= {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} must be a whole number {accepted}, got {value!r}")
+    return int(value)

@@ -208,8 +208,8 @@ def contract(model: nn.Module, x: Tensor, rules=None, seed: int = 0) -> bilrp.Tr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of cancellation: LRP-0 of anything
         trace = bilrp.Trace(model, batch, rules)
-        patch = math.gcd(*batch.shape[2:]) if batch.dim() == 4 else 1
-        patch = patch // 2 if patch % 2 == 0 else patch
+        patch = math.gcd(*batch.shape[2:]) if batch.dim() == 4 else 8
+        patch = patch // 2 if batch.dim() == 4 and patch % 2 == 0 else patch
         f = bilrp.factor(model, x, rules, patch=patch)
     assert not model.training
     with torch.no_grad():

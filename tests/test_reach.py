@@ -209,6 +209,9 @@ def test_one_channel_of_ones_own_stays_a_channel():
         bilrp.factor(chain, nets.image(0, 8, 8)[0], patch=4)
 
 
+SEEN: list[nn.Module] = []  # a global: what a function closes over is copied
+
+
 # --- other formats, errors, copies -----------------------------------------------------------
 
 
@@ -249,12 +252,12 @@ def test_bounds_that_make_the_value_larger_are_refused():
 def test_modules_that_a_partial_holds_in_any_container_are_copied(held):
     layer = nn.Linear(4, 4).double()
     layers = held([layer]) if held is collections.deque else held({0: layer})
-    seen: list[nn.Module] = []
+    SEEN.clear()
 
     def run(layers, x):
-        seen.append(layers[0])
+        SEEN.append(layers[0])
         return layers[0](x).relu().mean(1)
 
     model = Model(lambda s, x: s.held(x), functools.partial(run, layers), size=4)
     assert parts(model, X, LRP0).shape[1] == 4
-    assert seen[0] is not layer
+    assert SEEN[0] is not layer

@@ -29,10 +29,11 @@ from bilrp.engine.features import (
 from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.owners import check_finite, one_input, owners_of
 from bilrp.engine.rules import RuleBook, Rules
-from bilrp.engine.shadow import exact
+from bilrp.engine.shadow import exact, same_chance, shadow
 from bilrp.engine.trace import Trace
 from bilrp.engine.transforms import MaxOverTransforms
 
+PATCH = 8  # the side of patches, unless one is given
 Model = nn.Module | tuple[nn.Module, nn.Module]
 
 
@@ -83,8 +84,12 @@ def lrp(
     shape = tuple(trace.features.shape[1:])
     if trace.features.shape[0] != len(items):
         raise ValueError(f"the model makes {tuple(trace.features.shape)} of {len(items)} inputs")
+    if len(items) > 1:
+        _compare_with_each(model, items, trace)
     relevance, one = trace.features[None], True
     if output is not None:
+        if not isinstance(output, Tensor):
+            raise ValueError(f"output must be a torch.Tensor, got {type(output).__name__}")
         relevance = output.to(trace.features)
         one = tuple(output.shape) == shape
         if several and tuple(output.shape) == tuple(trace.features.shape):
@@ -98,7 +103,15 @@ def lrp(
                 f"output must have the shape {shape} or (K, *{shape}) for one input, with K = N "
                 f"for N inputs; got {tuple(output.shape)} for {len(items)} input(s)"
             )
-    result = trace.pull(relevance)[0]
+    result, kept = trace.pull(relevance)
+    arrived = torch.where(trace.features == 0, 0, relevance).flatten(1).sum(1)
+    check_sum(
+        result.flatten(1).sum(1) + kept.sum(0),
+        arrived,
+        lambda: result.abs().flatten(1).sum(1) + kept.abs().sum(0),
+        "the relevance that was pulled back",
+        trace.tolerance(trace.output),
+    )
     if several:
         return result[0]
     result = result[:, 0]
@@ -107,12 +120,27 @@ def lrp(
     return result[0] if one else result
 
 
+def _compare_with_each(model: nn.Module, items: list[Tensor], trace: Trace) -> None:
+    """ValueError if a model makes something else of an input when others are beside it."""
+    copied = shadow(model, trace.features.dtype, trace.features.device)
+    for k, item in enumerate(items):
+        with same_chance(trace.features.device):
+            alone = copied(item.detach().to(trace.input, copy=True))
+        found = trace.features[k : k + 1]
+        tolerance = trace.tolerance(trace.output) * float(alone.abs().max()) + 1e-30
+        if alone.shape != found.shape or not float((alone - found).abs().max()) <= tolerance:
+            raise ValueError(
+                "the model mixes inputs that are given together, such as by a norm or a maximum "
+                "over all of them: call lrp for each"
+            )
+
+
 def explain(
     model: Model,
     x: Tensor | Factor,
     x2: Tensor | Factor,
     rules: Rules | None = None,
-    patch: int = 8,
+    patch: int = PATCH,
     groups: int | Tensor | None = None,
     similarity: str = "dot",
     project: int | None = None,
@@ -249,7 +277,7 @@ def factor(
     model,
     x,
     rules=None,
-    patch=8,
+    patch=PATCH,
     groups=None,
     project=None,
     seed=0,
@@ -262,9 +290,9 @@ def factor(
     `factor(model, x, rules).explain(factor(model, x2, rules))` is `explain(model, x, x2, rules)`.
     For a list of inputs, a list of factors. Parameters and errors are those of `bilrp.explain`.
     """
-    for name, value in (("patch", patch), ("project", project), ("chunk", chunk)):
-        if value is not None or name == "patch":
-            check_whole(name, value)
+    patch, seed = check_whole("patch", patch), check_whole("seed", seed, -(2**63), 2**64 - 1)
+    project = project if project is None else check_whole("project", project)
+    chunk = chunk if chunk is None else check_whole("chunk", chunk)
     options = dict(
         patch=patch, groups=groups, project=project, seed=seed, dtype=dtype, device=device
     )
@@ -274,6 +302,12 @@ def factor(
     batch = one_input(x, model)
     check_finite(batch)
     owners = owners_of(batch, patch, groups)
+    if x.shape == batch.shape and batch.dim() == 3 and groups is None and patch != PATCH:
+        raise ValueError(
+            f"patch={patch} is for images, and x of shape {tuple(x.shape)} is taken for "
+            f"{x.shape[1]} rows of {x.shape[2]} numbers. Give an image of one channel as "
+            f"{(1, *x.shape)}, or say with groups= who owns the numbers"
+        )
     rules = default_rules(model, x) if rules is None else rules
     trace = Trace(model, batch, rules, dtype, device)
     features, complete, spans = trace.features.flatten(), None, None

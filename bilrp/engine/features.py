@@ -118,14 +118,19 @@ def check_sum(
     if value.numel() == 0:
         return
     error = _largest(total.reshape(value.shape) - value)
+    if not math.isfinite(error):
+        number = value.isfinite()  # others must not reach the features, which are looked at
+        total, value = (torch.where(number, t.reshape(value.shape), 0) for t in (total, value))
+        error = _largest(total - value)
     if error <= tolerance * _largest(total):
         return
     size = float(sizes().max())
     if not math.isfinite(size):
         raise NotImplementedError(
-            f"the parts of all owners of {what} are beyond what {value.dtype} holds. Gamma adds up "
-            "the magnitudes of all paths from the last activation on, which grow from layer to "
-            "layer: use bilrp.Gamma(0), or dtype=torch.float64"
+            f"the parts of all owners of {what} are infinite or no numbers. Gamma adds up the "
+            "magnitudes of all paths from the last activation on, which grow from layer to layer "
+            f"and may be beyond what {value.dtype} holds: use bilrp.Gamma(0), or "
+            "dtype=torch.float64"
         )
     if not error <= tolerance * size + 1e-30:
         doubt = "rounding may have added up, which dtype=torch.float64 tells; otherwise "

@@ -23,8 +23,8 @@ _DEEP = 5  # how far into objects of a model's own making
 def fingerprint(model: nn.Module) -> str:
     """Checksum of a model: structure, numbers of all kinds, hooks, and the maps registered for it.
 
-    Functions and hooks count by their names, lambdas by what they do; the code of a forward
-    function counts by its name alone.
+    Functions and hooks count by what they do and hold. The code of a forward counts by its name
+    alone, and globals and attributes of classes do not count.
     """
     total = zlib.crc32(repr(model).encode())
     for name, item in _told_of(model):
@@ -45,7 +45,7 @@ def _told_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, m in model.named_modules():
         for key, v in sorted(vars(m).items()):
             if "hooks" in key and isinstance(v, dict):
-                yield f"{name}.{key}", [getattr(f, "__qualname__", type(f)) for f in v.values()]
+                yield from _inside(f"{name}.{key}", list(v.values()), known, 0)
         yield from _beside(name, m, known)
         for kind in type(m).__mro__:
             if kind in maps:
@@ -84,9 +84,8 @@ def _inside(name: str, v: Any, known: dict[int, str], depth: int) -> Iterator[tu
         yield name, told_of_code(v)
         inner = {"closed over": held_by(v), "defaults": v.__defaults__, "named": v.__kwdefaults__}
     elif isinstance(v, types.MethodType):
-        yield name, v.__func__.__qualname__
-        inner = {"self": v.__self__}
-    elif isinstance(v, types.BuiltinFunctionType | type):
+        inner = {"function": v.__func__, "self": v.__self__}
+    elif isinstance(v, types.BuiltinFunctionType | types.MethodDescriptorType | type):
         yield name, told(v)
     elif isinstance(v, dict):
         inner = v

@@ -110,7 +110,7 @@ def made_of(value: Value, run: Run) -> Made:
         raise refusal(value, "has no relevance map")
     try:
         return _KINDS[value.name](value, run)
-    except (IndexError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise refusal(value, "was given its arguments in a way that is not known") from error
 
 
@@ -274,7 +274,7 @@ def _join(value: Value, run: Run) -> Linear:
     return Linear(parents, fn, sinks=offset(value, run), moves=len(parents) == 1)
 
 
-@kind("index_add", "scatter_add", "index_copy", "select_scatter", "slice_scatter")
+@kind("index_add", "scatter_add", "index_copy", "slice_scatter")
 def _put_in(value: Value, run: Run) -> Linear:
     if value.kwargs.get("alpha", 1) != 1:
         raise refusal(value, "adds a multiple")
@@ -331,7 +331,8 @@ def _put(value: Value, run: Run) -> Linear:
 
 def _stand_apart(index: tuple) -> bool:
     """Whether tensors of places have a slice between them: torch puts their dimension in front."""
-    places = [k for k, t in enumerate(index) if isinstance(t, Tensor | list)]
+    single = (int, slice, type(None), type(...))
+    places = [k for k, t in enumerate(index) if not isinstance(t, single)]
     between = index[places[0] : places[-1]] if places else ()
     return any(isinstance(t, slice) or t is None or t is ... for t in between)
 
@@ -353,11 +354,18 @@ def _where(value: Value, run: Run) -> Linear:
 
     def fn(*rows: Tensor) -> Tensor:
         chosen = [
-            _wide(r, shape) * mask for n, r in zip(parents, rows, strict=True) for mask in used[n]
+            _kept(_wide(r, shape), mask)
+            for n, r in zip(parents, rows, strict=True)
+            for mask in used[n]
         ]
         return reduce(torch.add, chosen)
 
     return Linear(parents, fn, sinks=[s for s in sinks if bool((s.part != 0).any())])
+
+
+def _kept(rows: Tensor, mask: Tensor) -> Tensor:
+    """Zero elsewhere, whatever stands there, such as y / 0."""
+    return torch.where(mask, rows, rows.new_zeros(()))
 
 
 def _side(t: Any) -> tuple[int | None, Any]:
@@ -374,7 +382,7 @@ def _mask(value: Value, run: Run) -> Linear:
     keep = (~mask).expand(shape)
     part = torch.where(keep, 0, numeric(fill).to(value.data))
     sinks = [Sink(f"{run.named(None, value)}, mask", part)] if bool((part != 0).any()) else []
-    return Linear([first], lambda r: _wide(r, shape) * keep, sinks=sinks)
+    return Linear([first], lambda r: _kept(_wide(r, shape), keep), sinks=sinks)
 
 
 @kind("embedding")
@@ -951,7 +959,12 @@ def _div(value: Value, run: Run) -> Linear:
     divisor = run.data(b.number) if isinstance(b, Ref) else numeric(b)
     if isinstance(b, Ref) and b.number == a.number:
         raise refusal(value, "divides a value by itself")
-    return scaled(a.number, 1 / divisor.to(value.data), value.data.shape)
+    divisor = divisor.to(value.data)
+    linear = scaled(a.number, torch.where(divisor == 0, 0, 1 / divisor), value.data.shape)
+    if bool((divisor == 0).any()):  # nobody's: of use only where it is left out afterwards
+        part = torch.where(divisor == 0, value.data, 0)
+        linear.sinks = [Sink(f"{value.place.label}, divided by 0", part)]
+    return linear
 
 
 @kind("einsum")
@@ -1077,6 +1090,8 @@ def _extreme(value: Value, run: Run) -> Linear:
         return _larger(value, run)
     number = numbers[0]
     a = run.data(number)
+    if a.dim() == 0:
+        raise refusal(value, "is of a single number")
     dim = _given(value.args, value.kwargs, 1, "dim", None)
     keep = _given(value.args, value.kwargs, 2, "keepdim", False)
     if value.pick:

@@ -74,6 +74,12 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     return out if bias is None else out + bias
 
 
+def select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """torch's select_scatter by slices: its own derivative is wrong under torch.vmap (2.12)."""
+    start = index % input.shape[dim]
+    return torch.slice_scatter(input, src.unsqueeze(dim), dim, start, start + 1)
+
+
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """torch's addcmul in plain functions."""
     return input + value * tensor1 * tensor2
@@ -207,6 +213,7 @@ FORMULAS: dict[str, Callable] = {
     "baddbmm": baddbmm,
     "addmm": baddbmm,
     "bilinear": bilinear,
+    "select_scatter": select_scatter,
     "addcmul": addcmul,
     "addcdiv": addcdiv,
     "embedding_bag": embedding_bag,

@@ -52,7 +52,7 @@ class Groups:
                 )
             self.ids = torch.arange(shape.numel()).div(size, rounding_mode="floor").view(shape)
         else:
-            self.ids = _checked(torch.as_tensor(groups).cpu(), shape).expand(shape)
+            self.ids = _checked(groups, shape).expand(shape)
         self.grid: tuple[int, ...] = (int(self.ids.max()) + 1,)
 
     def indicator(self, numbers: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,7 +66,14 @@ class Groups:
         return out.index_add_(0, self.ids.flatten().to(out.device), relevance.flatten(1).T)
 
 
-def _checked(ids: Tensor, shape: torch.Size) -> Tensor:
+def _checked(groups: object, shape: torch.Size) -> Tensor:
+    try:
+        ids = torch.as_tensor(groups).cpu()
+        ids = ids.long() if ids.dtype in (torch.uint16, torch.uint32, torch.uint64) else ids
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"groups must be a number, or whole numbers >= 0; got {type(groups).__name__}"
+        ) from error
     per_pixel = len(shape) == 3 and ids.shape == shape[1:]
     per_row = len(shape) == 2 and ids.shape == shape[:1]
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
@@ -75,6 +82,11 @@ def _checked(ids: Tensor, shape: torch.Size) -> Tensor:
         raise ValueError(
             f"groups must be a number, or whole numbers >= 0 of shape {tuple(shape)}{also}; got "
             f"{ids.dtype} of shape {tuple(ids.shape)}"
+        )
+    if int(ids.max()) > 1000 + 100 * ids.numel():
+        raise ValueError(
+            f"groups has the id {int(ids.max())} and {ids.unique().numel()} different ones; number "
+            "them from 0 on, as groups.unique(return_inverse=True)[1] does"
         )
     return (ids[:, None] if per_row and ids.shape != shape else ids).long()
 

@@ -29,6 +29,7 @@ from bilrp.engine.writes import (
     Call,
     common,
     first_of,
+    in_place,
     memory,
     out_of_place,
     same_numbers,
@@ -247,12 +248,17 @@ class Record(TorchFunctionMode):
         )
         try:
             others = Record(self.model, _another(x), hidden=False)._unknown
+            met = [(dense(t), call) for t, call in self._unknown]
+            changed = [
+                k >= len(others)
+                or others[k][0].shape != t.shape
+                or not torch.equal(dense(others[k][0]), t)
+                for k, (t, _) in enumerate(met)
+            ]
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise NotImplementedError(f"{self._unknown[0][1]} {why}") from error
-        for k, (t, call) in enumerate(self._unknown):
-            same = k < len(others) and others[k][0].shape == t.shape
-            if not same or not torch.equal(dense(others[k][0]), dense(t)):
-                raise NotImplementedError(f"{call}, {why}")
+        if any(changed):
+            raise NotImplementedError(f"{met[changed.index(True)][1]}, {why}")
 
     def _run(self, x: Tensor) -> Any:
         try:
@@ -322,6 +328,12 @@ class Record(TorchFunctionMode):
         if name in _FACTS:  # a size, a type: no numbers
             return func(*args, **kwargs)
         target = written_by(name, args, kwargs)
+        if target is not None and torch.is_inference_mode_enabled() and in_place(name, kwargs):
+            raise NotImplementedError(
+                f"{self._place().line}, in {self._place()}, writes in place ({name}) in inference "
+                "mode, which the model turns on itself and where writes cannot be followed. Use "
+                "torch.no_grad() there."
+            )
         self._refuse_harm(name, args, kwargs, target)
         like = name in _MADE_LIKE
         one = len(known) == 1 and (first_of(args, kwargs) is known[0]) == like
@@ -555,9 +567,10 @@ def _state(model: nn.Module) -> list:
 def _another(x: Tensor) -> Tensor:
     """An input near x, different everywhere, of the same signs; of whole numbers, moved ones."""
     if not x.is_floating_point():
-        other = x.flip(-1)
-        other[..., 0] = other[..., -1]
-        return other if not torch.equal(x, other) else torch.zeros_like(x)
+        used = x.unique()  # all of them are known to the model
+        if len(used) == 1:
+            return torch.where(x == 0, 1, 0).to(x)
+        return used[(torch.searchsorted(used, x) + 1) % len(used)]
     generator = torch.Generator().manual_seed(0)
     little = 0.01 * torch.rand(x.shape, generator=generator).to(x)
     return torch.where(x == 0, little, x * (1 - little))

@@ -26,51 +26,66 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
         Floating-point tensors are converted where they differ; the model's own stay as they are.
     """
     made: dict[int, nn.Module] = {}
+    same: dict[int, tuple[Tensor, Tensor]] = {}  # one copy of each tensor, wherever it is held
     functions: dict[int, Any] = {}
     others: dict[int, tuple[Any, Any]] = {}
     training: list[bool] = []
 
-    def tensor(t: Any) -> Any:
+    def tensor(t: Any, written: bool = True) -> Any:
         if not isinstance(t, Tensor):
             return t
-        to = dtype if t.is_floating_point() else None
-        return t.detach().to(device=device, dtype=to)
+        if id(t) not in same:
+            to = dtype if t.is_floating_point() else None
+            new = t.detach().to(device=device, dtype=to)
+            same[id(t)] = (new.clone() if written else new, t)  # a forward may write into it
+        return same[id(t)][0]
 
     def attribute(v: Any) -> Any:
         # Modules in plain lists are not registered, but run all the same.
         if isinstance(v, nn.Module):
             return module(v)
         if isinstance(v, Tensor):
-            return tensor(v).clone()  # a forward may write into it
+            return tensor(v)
         if id(v) in others:
             return others[id(v)][0]
         if isinstance(v, list | dict | deque | set | np.ndarray) or _is_plain(v):
             return contents(v)
-        if type(v) is tuple:
-            return tuple(attribute(t) for t in v)
+        if type(v) in (tuple, frozenset):
+            return type(v)(attribute(t) for t in v)
         if isinstance(v, tuple) and hasattr(v, "_make"):  # with names
             return v._make(attribute(t) for t in v)
         owner = getattr(v, "__self__", None)
         if isinstance(owner, nn.Module) and hasattr(v, "__func__"):
             return v.__func__.__get__(module(owner))  # a bound method of a module
-        if isinstance(v, functools.partial) and _holds_module(v):
+        if isinstance(v, functools.partial) and _holds_copied(v):
             named = {k: attribute(t) for k, t in v.keywords.items()}
             return functools.partial(attribute(v.func), *map(attribute, v.args), **named)
-        return closure(v) if isinstance(v, types.FunctionType) and _holds_module(v) else v
+        return closure(v) if isinstance(v, types.FunctionType) and _holds_copied(v) else v
 
     def contents(v: Any) -> Any:
         """A copy of a container or of an object of the user's own, filled with copies."""
         new = copy.copy(v)
         others[id(v)] = (new, v)  # v is kept, so that its address is not another's
         if isinstance(v, dict):
+            if any(key(k) is not k for k in v):
+                new.clear()
             for k, t in v.items():
-                dict.__setitem__(new, k, attribute(t))
+                dict.__setitem__(new, key(k), attribute(t))
+        elif isinstance(v, set):
+            new.clear()
+            new.update(map(key, v))
         elif isinstance(v, list | deque):
             for k, t in enumerate(v):
                 new[k] = attribute(t)
         if hasattr(v, "__dict__"):
             new.__dict__.update({k: attribute(t) for k, t in vars(v).items()})
         return new
+
+    def key(k: Any) -> Any:
+        """What a copy is found under."""
+        if isinstance(k, nn.Module | Tensor):
+            return attribute(k)
+        return tuple(map(key, k)) if type(k) is tuple else k
 
     def closure(f: types.FunctionType) -> types.FunctionType:
         """The same function around the copies of the modules that it holds."""
@@ -97,21 +112,21 @@ def shadow(model: nn.Module, dtype: torch.dtype | None, device: torch.device | N
             )
         new = made[id(m)] = object.__new__(m.__class__)
         training.append(m.training)
-        for key, v in vars(m).items():
-            if key == "_modules":
+        for name, v in vars(m).items():
+            if name == "_modules":
                 v = {k: None if c is None else module(c) for k, c in v.items()}
-            elif key in ("_parameters", "_buffers"):
+            elif name in ("_parameters", "_buffers"):
                 v = {k: tensor(t) for k, t in v.items()}
-                if key == "_buffers":  # a forward may write into them
-                    v = {k: t if t is None else t.clone() for k, t in v.items()}
-            elif key.startswith("_forward") or key.startswith("_backward"):
-                v = copy.copy(v)  # hooks run as they do for the user, on the copy
+            elif name in _HOOKS:  # they run as they do for the user, on the copy
+                v = type(v)((k, attribute(f)) for k, f in v.items())
             else:
                 v = attribute(v)
-            new.__dict__[key] = v
+            new.__dict__[name] = v
         new.__dict__["training"] = False
         return new
 
+    for p in model.parameters():
+        tensor(p, written=False)  # writes into them are refused
     copied = module(model)
     copied.__dict__["_copied_from"] = frozenset(made)
     copied.__dict__["_copied_in_training"] = any(training)
@@ -127,25 +142,28 @@ def _is_plain(v: Any) -> bool:
 
 
 _HEAP = 1 << 9  # of types that a class statement made
+_HOOKS = {name for name in vars(nn.Module()) if "hooks" in name}
 
 
-def _holds_module(v: Any, seen: tuple = ()) -> bool:
-    """Whether a function or a container of things leads to a module."""
+def _holds_copied(v: Any, seen: tuple = ()) -> bool:
+    """Whether a function leads to what is copied: a module, or a container that may change."""
     if any(v is s for s in seen):
         return False
     seen = (*seen, v)
-    if isinstance(v, nn.Module) or isinstance(getattr(v, "__self__", None), nn.Module):
+    if isinstance(v, nn.Module | list | dict | deque | set | np.ndarray):
+        return True
+    if isinstance(getattr(v, "__self__", None), nn.Module):
         return True
     if isinstance(v, functools.partial):
         held: Any = (v.func, *v.args, *v.keywords.values())
     elif isinstance(v, types.FunctionType):
         cells = [c.cell_contents for c in v.__closure__ or () if c != types.CellType()]
         held = (*cells, *(v.__defaults__ or ()), *(v.__kwdefaults__ or {}).values())
-    elif isinstance(v, list | tuple | dict | deque | set):
-        held = v.values() if isinstance(v, dict) else v
+    elif isinstance(v, tuple):
+        held = v
     else:
         return False
-    return any(_holds_module(t, seen) for t in held)
+    return any(_holds_copied(t, seen) for t in held)
 
 
 def place_and_format(

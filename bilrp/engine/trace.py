@@ -96,6 +96,9 @@ class Trace:
         self._costs: dict[int, tuple[float, float]] = {}
         self.by_number = {step.number: step for step in self.steps}
         ends = [(s.number, e) for s in self.steps for e in (s, self.closing.get(s.number)) if e]
+        for _, e in ends:  # a layer may have the name that the input has in a ledger
+            for sink in e.sinks:
+                sink.name = "input (a module)" if sink.name == "input" else sink.name
         self.absorbing = list(dict.fromkeys(sink.name for _, e in ends for sink in e.sinks))
         for _, e in ends:  # a name in the ledger, but no row to push
             e.sinks = [sink for sink in e.sinks if bool(sink.part.abs().sum() > 0)]
@@ -507,6 +510,24 @@ def _compared(model: nn.Module, copied: nn.Module, turned: Tensor, x: Tensor) ->
     return record
 
 
+def _compare_in_its_format(model: nn.Module, found: Tensor, x: Tensor) -> None:
+    """The model itself in its own format, where that is another: roughly the same features."""
+    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), x)
+    given = x.to(like.device, like.dtype if x.is_floating_point() else None, copy=True)
+    try:
+        plain = model(given)
+    except (RuntimeError, TypeError):  # half-precision operations that a device lacks
+        return
+    plain = plain.to(found)
+    loose = 0.1 if like.dtype in (torch.bfloat16, torch.float16) else 1e-2
+    if not float((plain - found).abs().max()) <= loose * float(plain.abs().max()) + 1e-30:
+        raise NotImplementedError(
+            f"in {found.dtype} a copy of the model's modules gives other features than the model "
+            f"in its own format, {like.dtype}: by {float((plain - found).abs().max()):.2g} of "
+            f"{float(plain.abs().max()):.2g}"
+        )
+
+
 def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: Tensor) -> None:
     """What was recorded must be what a plain call of the model gives."""
     same = not (record.writes or copied.__dict__["_copied_in_training"]) and all(
@@ -515,6 +536,8 @@ def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: 
     )
     plain = (model if same else copied)(x.clone())  # which it may write into
     found = record.features
+    if not same and not (record.writes or copied.__dict__["_copied_in_training"]):
+        _compare_in_its_format(model, found, x)
     if not isinstance(plain, Tensor) or plain.shape != found.shape:
         raise NotImplementedError("the model gives something else when it is called again")
     if not bool(torch.isfinite(plain).all()):

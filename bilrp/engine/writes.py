@@ -95,6 +95,12 @@ def writes(name: str, kwargs: dict) -> bool:
     return in_place or name == "__setitem__" or kwargs.get("inplace") is True
 
 
+def in_place(name: str, kwargs: dict) -> bool:
+    """Whether a call writes, or has a form that does and may have been asked for by place."""
+    forms = (f"{name}_", f"{name.removesuffix('_')}_")
+    return writes(name, kwargs) or any(hasattr(torch.Tensor, n) or hasattr(torch, n) for n in forms)
+
+
 def written_by(name: str, args: tuple, kwargs: dict) -> Tensor | None:
     """The tensor that a call may write into; None if it writes into none."""
     if not (writes(name, kwargs) or any(a is True for a in args)):
