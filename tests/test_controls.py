@@ -211,7 +211,7 @@ def test_bootstrap_refuses():
         (two, {"groups": torch.zeros(3)}, "one group for each"),
         (two * torch.inf, {}, "NaN or infinity"),
         (two, {"level": 1.5}, "level=1.5"),
-        (two, {"samples": 0}, "samples=0"),
+        (two, {"samples": 0}, "samples must be"),
     ):
         with pytest.raises(ValueError, match=match):
             bilrp.bootstrap(values, seed=0, **options)
@@ -270,7 +270,12 @@ def test_student():
         for freedom in (1, 2, 3, 5, 10, 100):
             right = stats.t.ppf((1 + level) / 2, freedom)
             assert student(level, freedom) == pytest.approx(right, rel=0.04)
-    assert student(0.95, 4) == pytest.approx(stats.t.ppf(0.975, 4), rel=3e-3)
+    for freedom in (3, 4, 10, 100):
+        right = stats.t.ppf(0.975, freedom)
+        assert student(0.95, freedom) == pytest.approx(right, rel=2e-3)
+    for level, freedom in ((0.95, 0), (1.0, 3)):
+        with pytest.raises(ValueError, match=r"freedom|level"):
+            student(level, freedom)
 
 
 def test_intervals_of_shared_photos_refuse():
@@ -279,7 +284,10 @@ def test_intervals_of_shared_photos_refuse():
         (torch.ones(3), [(0, 1)] * 2, {}, "2 members"),
         (torch.tensor([1, torch.nan]), [(0, 1)] * 2, {}, "NaN"),
         (torch.ones(2), [(0, 1)] * 2, {"level": 0.0}, "level=0.0"),
-        (torch.rand(3), [(0, 1), (0, 2), (3, 0)], {}, "all pairs share a photo"),
+        (torch.rand(3), [(0, 1), (0, 2), (3, 0)], {}, "in 3 of the 3 pairs"),
+        (torch.rand(30), [(0, k) for k in range(1, 29)] + [(29, 30)] * 2, {}, "in 28 of the 30"),
+        (torch.rand(3), [0, 1, 2], {}, "numbers of each pair"),
+        (torch.rand(3), [(0, 1), (2, 3), ()], {}, "or a pair has none"),
     ):
         with pytest.raises(ValueError, match=match):
             bilrp.sharing_interval(values, members, **options)

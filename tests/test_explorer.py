@@ -119,9 +119,9 @@ def test_the_picture_is_determined_by_what_it_shows():
 
 def test_sides_may_have_different_grids():
     e = made_up(4, columns=6)
-    data = sent(e.explore(drawing(32, 1)[:, :, :30], drawing(32, 2)).html())
+    data = sent(e.explore(drawing(48, 1)[:, :32], drawing(32, 2)).html())
     assert data["grid"] == [4, 6, 4, 4]
-    assert [p["size"] for p in data["pictures"]] == [[30, 32], [32, 32]]
+    assert [p["size"] for p in data["pictures"]] == [[48, 32], [32, 32]]
     np.testing.assert_allclose(decoded(data), e.matrix, atol=1e-3 * float(e.matrix.abs().max()))
 
 

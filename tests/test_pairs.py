@@ -117,7 +117,7 @@ def test_there_is_one_version() -> None:
     assert re.search(r"package bilrp (\S+)}", cite)[1] == bilrp.__version__
 
 
-SHARED = (["_names"], ["_pictures"], ["_checks"])
+SHARED = (["_names"], ["_pictures"], ["_checks"], ["_files"])
 
 
 @pytest.mark.parametrize("room", ["engine", "compare", "show", "models", "book"])

@@ -64,9 +64,11 @@ def test_contrast():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(number=1), "number must be 2 to 6"),
-        (dict(number=7), "number must be 2 to 6"),
-        (dict(contrast=1.5), "contrast 0 to 1"),
+        (dict(number=1), "number must be a whole number from 2 to 6"),
+        (dict(number=7), "from 2 to 6"),
+        (dict(patch=0), "patch must be"),
+        (dict(photos=(255 * PHOTOS).byte()), "floats in"),
+        (dict(contrast=1.5), "contrast must be 0 to 1"),
         (dict(size=12), "multiple of it"),
         (dict(size=40), "at most 32"),
         (dict(patch=5), "multiple of patch=5"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bilrp.book.registry import ROOT
 from bilrp.engine.api import factor as computed
 from bilrp.engine.factors import Factor, load
+from bilrp.engine.fingerprint import fingerprint
 from bilrp.engine.registered import registered_functions, registered_modules
 from bilrp.engine.rules import Rules
 
@@ -93,9 +94,10 @@ def name_of(model: nn.Module, x: Tensor, rules: object, patch: int) -> str:
     theirs = (t for t in registered_modules() if not t.__module__.startswith("bilrp."))
     if any(theirs) or registered_functions():
         raise Unclear("a map of the user's takes part")
-    sha = hashlib.sha256(f"{model!r} {patch} {torch.get_default_dtype()}".encode())
+    told = f"{model!r} {fingerprint(model)} {patch} {torch.get_default_dtype()}"
+    sha = hashlib.sha256(told.encode())
     for part in model.modules():
-        # The printed model tells all settings of torch's own modules, and of no other.
+        # Of torch's own modules the code is known, and attributes are all their settings.
         if not type(part).__module__.startswith("torch.nn.") or "forward" in vars(part):
             raise Unclear(f"{type(part)} has a forward of its own")
         if part._forward_hooks or part._forward_pre_hooks:

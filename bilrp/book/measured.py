@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import date
-from pathlib import Path
 from typing import NamedTuple
+
+from bilrp._files import replaced
 
 
 class Measured(NamedTuple):
@@ -47,19 +49,19 @@ def write(path: str | os.PathLike, rows: Iterable[Mapping], command: str) -> Mea
     ValueError
         If there are no rows, or rows differ in their columns.
     """
-    rows, path = list(rows), Path(path)
+    rows = list(rows)
+    if "\n" in command or "`" in command:
+        raise ValueError(f"the command must be one line without backquotes, got {command!r}")
     if not rows or any(list(row) != list(rows[0]) for row in rows):
         raise ValueError("a table needs rows, all with the same columns in the same order")
     about = f"{date.today()}, commit {commit_of()}, `{command}`"
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", newline="") as file:
+    with replaced(path) as new, open(new, "w", encoding="utf-8", newline="") as file:
         file.write(f"# {about}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(rows[0])
         writer.writerows(
             [f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows
         )
-    os.replace(part, path)
     return read(path)
 
 
@@ -85,7 +87,7 @@ def read(path: str | os.PathLike) -> Measured:
 
 
 def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return float(text) if _NUMBER.fullmatch(text) else text
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|inf|nan)")  # as `write` writes them

@@ -204,14 +204,15 @@ def warped(
         )
     grid = torch.stack([(2 * back_col + 1) / width - 1, (2 * back_row + 1) / height - 1], -1)
     batch = image if image.dim() == 4 else image[None]
+    exact = torch.float64 if batch.dtype == torch.float64 else torch.float32  # of the places
     out = F.grid_sample(
-        batch,
-        grid[None].to(batch),
+        batch.to(exact),
+        grid[None].to(batch.device, exact),
         mode="bilinear",
         padding_mode="reflection",
         align_corners=False,
     )
-    return Warped(out.view(image.shape), row, col)
+    return Warped(out.view(image.shape).to(image), row, col)
 
 
 def _homography(

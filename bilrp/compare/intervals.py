@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bilrp._checks import check_whole
+
 _NORMAL = NormalDist()
 
 
@@ -40,7 +42,7 @@ def bootstrap(
     would, so the part is larger than `level`, as large as for the mean of normal numbers it must be
     (expanded percentile interval). By simulation a 95 % interval then holds the truth in 95 % of
     cases from eight pairs or groups on, in 91 % for five and in 87 % for four; without, in 82 and
-    80 %.
+    80 %. That is for normal numbers: of skewed ones (exponential) it holds 89 % for eight.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ def bootstrap(
     the bootstrap", on expanded percentiles.
     """
     values = torch.as_tensor(values)
+    values = values if values.is_floating_point() else values.double()
     ids = torch.arange(len(values)) if groups is None else torch.as_tensor(groups).cpu()
     if values.dim() == 0 or ids.shape != values.shape[:1]:
         raise ValueError(
@@ -82,9 +85,8 @@ def bootstrap(
         raise ValueError(
             f"{len(members)} entry or group has no spread; an interval needs at least 2"
         )
-    if samples < 1:
-        raise ValueError(f"samples={samples!r} must be positive")
-    generator = torch.Generator().manual_seed(seed)
+    check_whole("samples", samples)
+    generator = torch.Generator().manual_seed(check_whole("seed", seed, 0))
     draws = torch.randint(len(members), (samples, len(members)), generator=generator)
     found = []
     for draw in draws:
@@ -93,6 +95,8 @@ def bootstrap(
     count = len(members)
     outside = _NORMAL.cdf(-((count / (count - 1)) ** 0.5) * student(level, count - 1))
     edges = torch.tensor([outside, 1 - outside], dtype=torch.float64)
+    if not all(map(math.isfinite, found)):
+        raise ValueError("the statistic is NaN or infinite for some draws: it has no interval")
     low, high = torch.tensor(found, dtype=torch.float64).quantile(edges).tolist()
     return Interval(float(statistic(values)), low, high)
 
@@ -122,8 +126,8 @@ def sharing_interval(
     Raises
     ------
     ValueError
-        For fewer than two pairs, other numbers of members, values that are not finite, or pairs
-        that all share a photo: what it does to them cannot be told.
+        For fewer than two pairs, other numbers of members, values that are not finite, or one
+        photo in more than half of the pairs: what it does to them cannot be told.
 
     Source
     ------
@@ -138,8 +142,18 @@ def sharing_interval(
         )
     _check(values, level)
     count, mean = len(values), float(values.mean())
-    photos = sorted({m for pair in members for m in pair})
-    belongs = torch.tensor([[float(m in pair) for m in photos] for pair in members]).double()
+    try:
+        sets = [{int(m) for m in pair} for pair in members]
+    except TypeError as error:
+        raise ValueError("members must be the numbers of each pair's photos") from error
+    photos = sorted({m for pair in sets for m in pair})
+    most = max((sum(m in pair for pair in sets) for m in photos), default=0)
+    if not all(sets) or most > max(2, count / 2):
+        raise ValueError(
+            f"a photo is in {most} of the {count} pairs, or a pair has none: what photos do to the "
+            "pairs cannot be told"
+        )
+    belongs = torch.tensor([[float(m in pair) for m in photos] for pair in sets]).double()
     common = belongs @ belongs.T
     shared = (common > 0).double().fill_diagonal_(1)
     centred = common - common.mean(0) - common.mean(1, keepdim=True) + common.mean()
@@ -160,12 +174,20 @@ def student(level: float, freedom: int) -> float:
     ----------
     level : float
     freedom : int
-        Degrees of freedom, 1 or more. For 95 % it is right to 1.2 % for three, 0.3 % for four.
+        Degrees of freedom, 1 or more. For 95 % it is right to 0.2 % for three, for 99.9 % to 5 %.
+
+    Raises
+    ------
+    ValueError
+        For a level outside 0..1, or no degree of freedom.
 
     Source
     ------
     Abramowitz and Stegun (1964), 26.7.5.
     """
+    check_whole("freedom", freedom)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r} must be within 0 and 1")
     if freedom == 1:
         return math.tan(math.pi * level / 2)
     if freedom == 2:

@@ -14,12 +14,11 @@ import fnmatch
 import hashlib
 import inspect
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bilrp._files import replaced
 from bilrp.compare.intervals import Interval, bootstrap, sharing_interval
 from bilrp.compare.methods import METHODS, Method
 from bilrp.compare.truths import TRUTHS, Pair, Truth, judge_removal
@@ -240,7 +240,7 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
         "pairs", a list of records, and "refused", why the method cannot do this, or None.
     """
     kept: dict[str, Any] = {"key": code_key(cell.method), "pairs": [], "refused": None}
-    if cell.path.is_file():
+    with suppress(FileNotFoundError, json.JSONDecodeError, TypeError, KeyError):  # or damaged
         found = json.loads(cell.path.read_text(encoding="utf-8"))
         kept = found if found["key"] == kept["key"] else kept
     if kept["refused"] or len(kept["pairs"]) >= count:
@@ -262,14 +262,12 @@ def compute(cell: Cell, count: int, until: float = float("inf")) -> dict:
 def write(path: Path, content: object) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        # lists of numbers in a line each
-        text = re.sub(
-            r"\[[-\d.,\se]+\]", lambda m: "".join(m[0].split()), json.dumps(content, indent=1)
-        )
-        file.write(f"{text}\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    # lists of numbers in a line each
+    text = re.sub(
+        r"\[[-\d.,\se]+\]", lambda m: "".join(m[0].split()), json.dumps(content, indent=1)
+    )
+    with replaced(path) as new:
+        new.write_text(f"{text}\n", encoding="utf-8")
 
 
 @cache
@@ -283,6 +281,9 @@ def code_key(method: Method | None = None) -> str:
     files = [*PACKAGE.glob("engine/*.py"), *PACKAGE.glob("models/*.py")]
     names = ("altered", "baselines", "controls", "methods", "metrics", "truths")
     files += [PACKAGE / "compare" / f"{name}.py" for name in names]
+    files += [PACKAGE / "_pictures.py", *(PACKAGE / "book" / f"{n}.py" for n in ("data", "tables"))]
+    for network in (_vgg, _efficientnet, _bigrams, _toy):
+        total.update(inspect.getsource(network).encode())
     for path in sorted(files):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if method and path.stem == "methods":

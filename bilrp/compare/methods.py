@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilrp._checks import check_whole
 from bilrp.compare import baselines
 from bilrp.engine.api import explain, factor
 from bilrp.engine.features import random_projection
@@ -124,7 +125,10 @@ def _plain(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def last_map(model: nn.Module, x: Tensor) -> Tensor:
-    """The last activations of a network that still have places: (C, h, w), more than one place.
+    """The last map of a network that a module gives and that has places: (C, h, w), more than one.
+
+    A function that is called after the module, such as F.relu, is not seen; in a vision transformer
+    this is the embedding of its patches.
 
     Raises
     ------
@@ -265,8 +269,7 @@ def integrated_jacobians(
     ------
     Moeller, Nikolaev and Pado (2023), "An attribution method for Siamese encoders".
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps!r}")
+    check_whole("steps", steps)
     points = tuple((n + 0.5) / steps for n in range(steps))
     return _on_pairs((_directional(model, v, patch, points) for v in (x, x2)), x, x2, patch)
 
@@ -296,6 +299,7 @@ def integrated_jacobians_deep(
     """
     _need_images(x, x2, "integrated Jacobians of a deep map")
     below, above = _split(model, layer)
+    check_whole("steps", steps)
     points = tuple((n + 0.5) / steps for n in range(steps))
     sides = []
     for v in (x, x2):
@@ -403,7 +407,8 @@ def _grouped(method: Scores, model: nn.Module, x: Tensor, x2: Tensor, patch: int
 def activation_products(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
     """Dot products of the last map's features at all pairs of places, <A_u, A'_u'>.
 
-    For features that are the mean over places they add up to y. For others they are no shares of y.
+    For features that are the mean over places they add up to y times the numbers of patches of both
+    inputs, if patches are places. For others they are no shares of y.
 
     Source
     ------
@@ -513,7 +518,9 @@ def shapley_interactions(
     Parameters
     ----------
     budget : int
-        Coalitions evaluated; a few times the number of pairs of players is what the fit needs.
+        Coalitions evaluated, at least the number of pairs of players. That is a sample: of a small
+        network with 32 players 1,024 left an error of 1.5 times the size of the exact values
+        (cosine 0.5 to them), 16,384 one of 0.14.
 
     Raises
     ------
@@ -583,13 +590,16 @@ def features_of_covered(
 
 @add_method("pixels", "template matching")
 def pixels(model: nn.Module, x: Tensor, x2: Tensor, patch: int) -> Tensor:
-    """Correlation of the pixels of two patches, without the model."""
+    """Correlation of the pixels of two patches, without the model; 0 for a patch of one grey."""
     _need_images(x, x2, "correlation of pixels")
     sides = []
     for v in (x, x2):
         image = v if v.dim() == 4 else v[None]
-        cut = F.unfold(image.float(), patch, stride=patch)[0].T
-        sides.append(F.normalize(cut - cut.mean(1, keepdim=True), dim=1))
+        cut = F.unfold(image.double(), patch, stride=patch)[0].T
+        rest = cut - cut.mean(1, keepdim=True)
+        size = rest.norm(dim=1, keepdim=True)
+        flat = size < 1e-6 * cut.norm(dim=1, keepdim=True)  # one colour: nothing to compare
+        sides.append(torch.where(flat, 0, rest / size).float())
     return _on_pairs(sides, x, x2, patch)
 
 

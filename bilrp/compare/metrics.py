@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from bilrp._checks import check_whole
 from bilrp._names import needs
 
 
@@ -17,15 +19,24 @@ def cosine(first: Tensor, second: Tensor) -> float:
     Raises
     ------
     ValueError
-        If the shapes differ or one of them is zero everywhere.
+        If the shapes differ, one of them is zero everywhere, or holds NaN or infinity.
     """
     if first.shape != second.shape:
         raise ValueError(f"cosine needs equal shapes, got {first.shape} and {second.shape}")
-    a, b = first.flatten().double(), second.flatten().double()
-    norms = float(a.norm() * b.norm())
-    if norms == 0:
-        raise ValueError("cosine is not defined for an explanation of zeros")
-    return float(a @ b) / norms
+    a, b = (_direction(t.flatten()[None], "cosine")[0] for t in (first, second))
+    return float(a @ b)
+
+
+def _direction(rows: Tensor, what: str) -> Tensor:
+    """Rows of length 1, in float64."""
+    rows = rows.double()
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError(f"{what}: there are NaN or infinite values")
+    largest = rows.abs().amax(1, keepdim=True)
+    if not bool((largest > 0).all()):
+        raise ValueError(f"{what} is not defined for an explanation of zeros")
+    rows = rows / largest  # their squares may be too large or too small
+    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def acs(explanations: Tensor, truth: Tensor) -> float:
@@ -61,14 +72,24 @@ def acs(explanations: Tensor, truth: Tensor) -> float:
                 f"acs is not defined for zeros: {int(zero.sum())} of {len(t)} {name} are zero "
                 f"everywhere, the first is number {int(zero.nonzero()[0])}; leave those pairs out"
             )
-    a, b = (t / t.norm(dim=1, keepdim=True) for t in sides)
+    a, b = (_direction(t, "acs") for t in sides)
     return float((a * b).sum(1).mean())
 
 
 def negative_share(relevance: Tensor) -> float:
-    """Share of negative scores in the sum of all magnitudes, 0..1 (0 where all is zero)."""
-    total = float(relevance.abs().sum())
-    return float(relevance.clamp(max=0).abs().sum()) / total if total else 0.0
+    """Share of negative scores in the sum of all magnitudes, 0..1 (0 where all is zero).
+
+    Raises
+    ------
+    ValueError
+        If there are NaN or infinite scores.
+    """
+    r = relevance.double()
+    if not bool(torch.isfinite(r).all()):
+        raise ValueError("the relevance holds NaN or infinite values")
+    r = r / r.abs().max().clamp(min=1e-300) if r.numel() else r
+    total = float(r.abs().sum())
+    return float(r.clamp(max=0).abs().sum()) / total if total else 0.0
 
 
 def correspondence(row: Tensor, col: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
@@ -94,11 +115,16 @@ def correspondence(row: Tensor, col: Tensor, patch: int, size: tuple[int, int]) 
     ValueError
         If the patch does not divide both images or row and col differ in shape.
     """
-    height, width = row.shape
-    if row.shape != col.shape or any(n % patch for n in (height, width, *size)):
+    check_whole("patch", patch)
+    if row.dim() != 2 or row.shape != col.shape:
         raise ValueError(
-            f"row {tuple(row.shape)} and col {tuple(col.shape)} must be alike, and patch={patch} "
-            f"must divide them and the size {size}"
+            f"row and col must be (H, W) and alike, got {tuple(row.shape)} and {tuple(col.shape)}"
+        )
+    height, width = row.shape
+    if any(n % patch for n in (height, width, *size)):
+        raise ValueError(
+            f"patch={patch} must divide the image of {height} x {width} pixels and the other of "
+            f"{size[0]} x {size[1]}"
         )
     known = row.isfinite() & col.isfinite()
     r, c = row.nan_to_num(-1).round().long(), col.nan_to_num(-1).round().long()
@@ -126,6 +152,8 @@ def share_on(relevance: Tensor, pairs: Tensor) -> float:
     """
     if relevance.shape != pairs.shape:
         raise ValueError(f"relevance {relevance.shape} and pairs {pairs.shape} differ in shape")
+    if pairs.dtype != torch.bool:
+        raise ValueError(f"pairs must be a mask of bool, got {pairs.dtype}: give pairs.bool()")
     positive = relevance.clamp(min=0).double()
     total = float(positive.sum())
     if total == 0:
@@ -163,7 +191,7 @@ def invariance(features: Tensor, clip: Tensor, frame: Tensor, radius: int = 5) -
     ------
     Eberle et al. (2022), Eq. (7).
     """
-    clip, frame = torch.as_tensor(clip), torch.as_tensor(frame)
+    clip, frame = torch.as_tensor(clip), torch.as_tensor(frame).double()  # to be subtracted
     n = len(features)
     if features.dim() != 2 or clip.shape != (n,) or frame.shape != (n,) or n < 2:
         raise ValueError(
@@ -247,7 +275,7 @@ def svm_accuracy(
         raise ValueError(f"train must be a mask of bool, got {train.dtype}")
     if not bool(torch.isfinite(features).all()):
         raise ValueError("the features hold NaN or infinite values")
-    if len(C) == 0 or min(C) <= 0:
+    if len(C) == 0 or not all(0 < c < math.inf for c in C):
         raise ValueError(f"C must be positive numbers to choose from, got {C!r}")
     count = labels[train].unique(return_counts=True)[1]
     if not folds >= 2 or int(train.sum()) < folds or bool(train.all()):
@@ -266,10 +294,17 @@ def svm_accuracy(
         SVC(kernel="precomputed"),
         {"C": list(C)},
         cv=splitter(folds, shuffle=True, random_state=0),
+        error_score="raise",
     )
     target = labels.cpu().numpy()
     with warnings.catch_warnings():
         # Many classes with few examples each are what identification is about.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        search.fit(gram[known], target[known])
+        try:
+            search.fit(gram[known], target[known])
+        except ValueError as error:  # of a fold
+            raise ValueError(
+                f"a fold of {folds} holds a single class of the training examples, so C cannot be "
+                "chosen; give more examples of each class, or fewer folds"
+            ) from error
     return float(search.score(gram[~known], target[~known]))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilrp._checks import check_whole
+
 
 @dataclass(frozen=True, eq=False)
 class Planted:
@@ -67,6 +69,10 @@ def planted_ring(
     ValueError
         For sizes that do not fit, or numbers out of range; says what was given.
     """
+    check_whole("patch", patch)
+    check_whole("number", number, 2, len(photos))
+    if not photos.is_floating_point() or not thing.is_floating_point():
+        raise ValueError(f"pixels must be floats in [0, 1], got {photos.dtype} and {thing.dtype}")
     side = photos.shape[-1]
     size = patch if size is None else size
     if photos.dim() != 4 or photos.shape[1] != 3 or photos.shape[2] != side or side % patch:
@@ -76,11 +82,8 @@ def planted_ring(
         )
     if thing.dim() != 3 or thing.shape[0] != 3 or thing.shape[1] != thing.shape[2]:
         raise ValueError(f"the object must be (3, h, h), got {tuple(thing.shape)}")
-    if not 2 <= number <= len(photos) or not 0 <= contrast <= 1:
-        raise ValueError(
-            f"number must be 2 to {len(photos)}, the number of photos, and contrast 0 to 1; got "
-            f"{number!r} and {contrast!r}"
-        )
+    if not 0 <= contrast <= 1:
+        raise ValueError(f"contrast must be 0 to 1, got {contrast!r}")
     if not 1 <= size <= side or (size > patch and size % patch):
         raise ValueError(
             f"size must be at most patch={patch} or a multiple of it, at most {side}; got {size!r}"

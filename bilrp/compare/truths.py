@@ -395,8 +395,10 @@ SCENES = {  # film, first frame, frame after the last, of every third; cuts foun
 def film_pairs(count: int, size: int = SIZE) -> list[Pair]:
     """The stereo pair, plain and mirrored, then frames of films five apart with their flow.
 
-    True pairs are those whose patch has moved by more than half a patch: what stays is found by
-    nearness alone. Pairs of frames in which nothing has are left out.
+    True are the pairs of patches between which something has moved by more than 4 pixels, half a
+    patch of 8: what stays is found by nearness alone. Of these, about half join equal places of the
+    grid, since that far one may move within a patch; the null that knows about nearness finds them.
+    Pairs of frames in which nothing has moved so far are left out.
     """
     from bilrp.book import data
 

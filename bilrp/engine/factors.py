@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bilrp._files import replaced
 from bilrp.engine.explanation import Explanation
 from bilrp.engine.shadow import exact
 from bilrp.engine.windows import Span, place, product_of_windows, sum_of_windows
@@ -144,16 +143,9 @@ class Factor:
             "spans": spans,
             "identity": vars(self.identity),
         }
-        path = Path(path)
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, about=text, **{n: t.numpy() for n, t in tensors.items()})
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replaced(path) as new, open(new, "wb") as file:
+            np.savez(file, about=text, **{n: t.numpy() for n, t in tensors.items()})
 
     def explain(self, other: Factor, similarity: str = "dot") -> Explanation:
         """Explain the similarity with another input: one matrix product.

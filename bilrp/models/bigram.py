@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilrp._checks import check_whole, is_whole
+from bilrp._files import replaced
 from bilrp._names import needs
 from bilrp.engine.modules import RelevanceMap, Step
 from bilrp.engine.registered import register
@@ -311,7 +312,8 @@ class BigramNetwork(nn.Sequential):
                 "the bigram network trains them with RETRAIN = True"
             )
         saved = torch.load(found, weights_only=True)
-        convolutions = digit_convolutions()
+        with torch.random.fork_rng():  # weights that are drawn, and replaced
+            convolutions = digit_convolutions()
         convolutions.load_state_dict(saved["weights"])
         digits = nn.Sequential(Ink(saved["digit_height"]), *convolutions)
         return cls(digits, saved["shifts"]).eval().requires_grad_(False)
@@ -322,7 +324,8 @@ class BigramNetwork(nn.Sequential):
         weights = nn.Sequential(*convolutions).state_dict()
         digit_convolutions().load_state_dict(weights)  # refuses what load could not read
         saved = dict(weights=weights, digit_height=ink.digit_height, shifts=self.both.shifts)
-        torch.save(saved, path)
+        with replaced(path) as new:
+            torch.save(saved, new)
 
 
 def digit_convolutions(width: int = 24) -> nn.Sequential:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp._checks import check_whole
+from bilrp._files import replaced
 from bilrp._names import needs
 
 SIDE, PATCH = 24, 4  # pixels of a picture and of a patch
@@ -337,9 +338,8 @@ def main() -> None:
         for seed in SEEDS:
             if f"{kind} {seed}" not in saved:
                 saved[f"{kind} {seed}"] = train(kind, seed).state_dict()
-                part = PLACES[-1].with_suffix(".part")  # never a half-written file
-                torch.save(dict(sorted(saved.items())), part)
-                part.replace(PLACES[-1])
+                with replaced(PLACES[-1]) as new:
+                    torch.save(dict(sorted(saved.items())), new)
                 print(f"{kind}, seed {seed}: trained", flush=True)
 
 

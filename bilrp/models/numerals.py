@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bilrp._checks import is_whole
+from bilrp._files import replaced
 
 LETTERS, DIGITS, LARGEST, PLACES = "IVXLCDM", "0123456789", 3999, 4
 SEEDS = (0, 1, 2)
@@ -130,8 +131,8 @@ def truth(numeral: str, digits: str, by: str = "value") -> Tensor:
     """
     if by not in ("value", "equal"):
         raise ValueError(f'by must be "value" or "equal", got {by!r}')
-    spelled, second = letters(numeral), [int(v) for v in digits]
     arabic_tokens(digits)
+    spelled, second = letters(numeral), [int(v) for v in digits]
     number = sum(value for _, _, value in spelled)
     made = torch.zeros(len(spelled), len(second))
     for i, (_, place, value) in enumerate(spelled):
@@ -255,7 +256,8 @@ def numeral_encoders(seed: int = 0, path: str | Path | None = None) -> Encoders:
     saved = torch.load(found, weights_only=True)
     if seed not in saved:
         raise ValueError(f"seed must be one of {sorted(saved)}, got {seed!r}")
-    pair = Letters(), Digits()
+    with torch.random.fork_rng():  # weights that are drawn, and replaced
+        pair = Letters(), Digits()
     for model, weights in zip(pair, saved[seed], strict=True):
         model.load_state_dict(weights)
         model.eval().requires_grad_(False)
@@ -288,9 +290,10 @@ def train(seed: int, steps: int = 500, side: int = 192, rate: float = 8e-3) -> E
     of a number are drawn one by one, zero in a quarter of the cases, so that short numbers are not
     rare; half of the Arabic numerals are of the same numbers as Roman ones.
     """
-    torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
-    f, h = Letters(), Digits()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        f, h = Letters(), Digits()
     weights = [*f.parameters(), *h.parameters()]
     adam = torch.optim.Adam(weights, lr=rate)
     plan = torch.optim.lr_scheduler.LambdaLR(
@@ -340,7 +343,8 @@ def error(pair: Encoders, numbers: Tensor, seed: int = 0) -> tuple[float, float]
 
 def save(pairs: dict[int, Encoders], path: str | Path) -> None:
     """Write trained pairs by seed, for `numeral_encoders`."""
-    torch.save({s: [m.state_dict() for m in pair] for s, pair in pairs.items()}, path)
+    with replaced(path) as new:
+        torch.save({s: [m.state_dict() for m in pair] for s, pair in pairs.items()}, new)
 
 
 def _main() -> None:

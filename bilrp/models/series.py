@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bilrp._files import replaced
+
 ELECTRODES = ("Fp1", "Fp2", "C3", "C4", "P3", "P4", "O1", "O2")
 # seen from above, in radii of the head
 _PLACES = (
@@ -157,7 +159,8 @@ def load(seed: int = 0, path: str | Path | None = None) -> nn.Sequential:
     saved = torch.load(found, weights_only=True)
     if seed not in saved:
         raise ValueError(f"seed must be one of {sorted(saved)}, got {seed!r}")
-    net = network()
+    with torch.random.fork_rng():  # weights that are drawn, and replaced
+        net = network()
     net.load_state_dict(saved[seed])
     return net.eval().requires_grad_(False)
 
@@ -166,9 +169,10 @@ def train(seed: int, steps: int = 400, side: int = 48, rate: float = 8e-3) -> nn
     """Train on fresh recordings in each step: features to count the bursts of each rhythm, products
     of features to count pairs, in all pairs of `side` recordings with as many others.
     """
-    torch.manual_seed(seed)
     g = torch.Generator().manual_seed(1000 + seed)
-    net = _started()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = _started()
     adam = torch.optim.Adam(net.parameters(), lr=rate)
     plan = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=steps)
     for _ in range(steps):
@@ -204,7 +208,8 @@ def _main() -> None:
         mse, part = error(net)
         print(f"seed {seed}: mean squared error {mse:.3f}, {part:.1%} of the variance")
         weights[seed] = net.state_dict()
-    torch.save(weights, FILES[-1])
+    with replaced(FILES[-1]) as new:
+        torch.save(weights, new)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilrp._checks import check_whole
 from bilrp._names import needs
 from bilrp.engine.explanation import Explanation
 
@@ -79,10 +80,9 @@ def arcs(
     """
     images = [_pixels(v) for v in (x, x2)]
     grid = explanation.relevance.shape
-    if len(grid) != 4 or any(
-        image.shape[axis] % grid[2 * side + axis]
-        for side, image in enumerate(images)
-        for axis in (0, 1)
+    check_whole("most", most)
+    if len(grid) != 4 or not (
+        _has_patches(images[0], grid[:2]) and _has_patches(images[1], grid[2:])
     ):
         raise ValueError(
             f"the explanation {tuple(grid)} does not fit images of "
@@ -110,6 +110,12 @@ def arcs(
         title = f"y = {y:,.0f}" if abs(y) >= 1000 else f"y = {y:.4g}"
     ax.set_title(title, fontsize=9)
     return ax
+
+
+def _has_patches(image: np.ndarray, grid: Sequence[int]) -> bool:
+    """Whether square patches make this grid of an image (H, W, 3)."""
+    height, width = image.shape[:2]
+    return height % grid[0] == 0 and height * grid[1] == width * grid[0]
 
 
 def _arc_lines(
@@ -234,10 +240,15 @@ def ledger(
     names : mapping, optional
         What to call the owners, such as `bilrp.VGG16_NAMES`.
     """
+    if explanation.similarity == 0:
+        raise ValueError("y is 0: there are no shares of it to be shown")
     if ax is None:
         _, ax = plt.subplots(figsize=(5.4, 5.0), layout="constrained")
     share = 100 * explanation.ledger.cpu() / explanation.similarity
-    labels = [(names or {}).get(owner, owner) for owner in explanation.owners]
+    labels, labels2 = (
+        [(names or {}).get(owner, owner) for owner in owners]
+        for owners in (explanation.owners, explanation.owners2 or explanation.owners)
+    )
     most = float(share.abs().max())
     ax.imshow(share.sign() * share.abs().div(most).sqrt(), cmap=DIVERGING, vmin=-1, vmax=1)
     for i, row in enumerate(share.tolist()):
@@ -246,7 +257,7 @@ def ledger(
                 light = abs(value) > 0.45 * most
                 colour = "white" if light else INK
                 ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6, color=colour)
-    ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    ax.set_xticks(range(len(labels2)), labels2, rotation=90, fontsize=7)
     ax.set_yticks(range(len(labels)), labels, fontsize=7)
     ax.set_xlabel("owner in the second image", fontsize=8)
     ax.set_ylabel("owner in the first image", fontsize=8)
