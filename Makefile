@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := book
 .DELETE_ON_ERROR:
-.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo toy lite0 digits \
+.PHONY: book plan doctor test test-fast lab edit student bench bench-networks zoo shapley toy lite0 digits \
 	words leaderboard gallery picture notebooks format clean help chromium
 
 book: plan $(DATA)  ## build the book into _build/html and print its address (JOBS=1: one page at a time)
@@ -64,6 +64,9 @@ zoo: $(BENCH_READY)  ## explain every model of torchvision, families of others (
 
 toy: $(READY)  ## train thirty networks on the toy digits and write the table of chapter 05
 	@PYTHONPATH=. $(BIN)/python -m tests.toy_sweep
+
+shapley: $(BENCH_READY) $(DATA)  ## how much of estimated Shapley interactions is chance (an hour)
+	@$(BIN)/python -m tests.shapley_seeds
 
 lite0: $(DATA)  ## measure EfficientNet-Lite0 beside VGG-16 at length (goes on where it was stopped)
 	@$(BIN)/python -m tests.lite0
