@@ -85,10 +85,12 @@ def features_of(network: nn.Sequential, x: Tensor) -> Features:
     return features
 
 
-def planted(count: int = PAIRS, truth: str = "planted match") -> list[tuple[Features, Features]]:
-    """The first planted pairs of the leaderboard, under VGG-16."""
+def planted(
+    count: int = PAIRS, truth: str = "planted match", layer: int = 31
+) -> list[tuple[Features, Features]]:
+    """The first planted pairs of the leaderboard, under VGG-16 up to a layer."""
     (cell,) = leaderboard.cells(truth, "VGG-16, layer 31, pooled", "Shapley interactions")
-    (model,) = leaderboard.models(leaderboard.NETWORKS["VGG-16, layer 31"])
+    (model,) = leaderboard.models(leaderboard.NETWORKS[f"VGG-16, layer {layer}"])
     network = nn.Sequential(*model).to(memory_format=torch.channels_last)
     assert cell.patch == PATCH
     return [

@@ -38,8 +38,12 @@ def carried_by(e: Explanation, mask: Tensor | None = None, mask2: Tensor | None 
     for side, m in enumerate((mask, mask2)):
         if m is not None and m.dtype != torch.bool:  # numbers would pick patches, not mask them
             raise ValueError(f"a mask must be of bool, got {m.dtype}: give mask.bool()")
-        if m is not None and m.numel() != matrix.shape[side]:
-            raise ValueError(f"the mask has {m.numel()} patches, the input {matrix.shape[side]}")
+        grid = tuple(e.relevance.shape[2 * side : 2 * side + 2] if e.relevance.dim() == 4 else ())
+        if m is not None and tuple(m.shape) not in (grid, (matrix.shape[side],)):
+            raise ValueError(
+                f"a mask of shape {tuple(m.shape)} for {matrix.shape[side]} patches"
+                + (f" in a grid of {grid}" if grid else "")
+            )
     rows = matrix if mask is None else matrix[mask.flatten()]
     part = rows if mask2 is None else rows[:, mask2.flatten()]
     return float(part.sum()) / e.similarity
@@ -91,12 +95,22 @@ def repaired(model: nn.Module, away: Tensor) -> nn.Sequential:
         Left as it is; its parameters are shared.
     away : Tensor (rank, M)
         Orthonormal, such as from `directions`.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
     """
+    unit = torch.eye(len(away)).to(away)
+    if away.dim() != 2 or not torch.allclose(away @ away.T, unit, atol=1e-4):
+        raise ValueError("`away` must be rows of length 1, each orthogonal to the others")
     size = away.shape[1]
-    last = nn.Linear(size, size, bias=False).to(away)
-    with torch.no_grad():
-        last.weight.copy_(torch.eye(size).to(away) - away.T @ away)
-    return nn.Sequential(model, nn.Flatten(), last).eval().requires_grad_(False)
+    last = nn.utils.skip_init(nn.Linear, size, size, bias=False).to(away).requires_grad_(False)
+    last.weight.copy_(torch.eye(size).to(away) - away.T @ away)
+    both = nn.Sequential(model, nn.Flatten(), last)
+    for m in (both, both[1], last):  # the model itself stays in its mode
+        m.training = model.training
+    return both
 
 
 def covered(image: Tensor, mask: Tensor) -> Tensor:

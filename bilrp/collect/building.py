@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bilrp.collect.records import (
     told_of_full_disks,
     write_whole,
 )
-from bilrp.collect.store import Store, features_of
+from bilrp.collect.store import Store, features_of, refuse_training
 from bilrp.engine.api import factor
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.factors import Identity
@@ -123,11 +124,11 @@ def build(
     path = Path(path)
     refuse_foreign(path)
     _refuse_options(factors, patch)
+    patch, chunk = int(patch), check_whole("chunk", chunk)
+    factors = int(factors) if isinstance(factors, Integral) else factors
     inputs = Tensors.of(inputs) if isinstance(inputs, Tensor) else inputs
-    check_whole("chunk", chunk)
     made = model if isinstance(model, nn.Module) else model()
-    if any(m.training for m in made.modules()):
-        raise ValueError("the model is in training mode: call model.eval()")
+    refuse_training(made)
     rules = default_rules(made) if rules is None else rules
     with told_of_full_disks(path, "the store"), builder(path):
         about = _about(inputs, made, rules, factors, patch, chunk, recipe or {})

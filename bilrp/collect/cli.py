@@ -230,7 +230,8 @@ def search(options: Any) -> None:
     _writable(options.output)
     store, chosen, photos = _opened(options.store)
     x = _photo(options.photo, photos.size)
-    here = Photos(options.photo.resolve().parent, (options.photo.name,))
+    photo = options.photo.resolve()  # of a link, what it leads to
+    here = Photos(photo.parent, (photo.name,))
     copies = set(store.copies(here.digest(0)))
     for i in copies:
         print(f"{store.names[i]} is this very photo and is left out")
@@ -328,7 +329,7 @@ def _opened(path: Path) -> tuple[Any, Network, Photos]:
     from bilrp.collect.store import Store
 
     recipe = About.read(path).recipe
-    if not recipe:
+    if not {"model", "folder", "size"} <= set(recipe or {}):
         raise Wrong(f"{path} was not made by `bilrp index`: open it in Python, with its model")
     chosen = network(recipe["model"])
     names = Store(path).names

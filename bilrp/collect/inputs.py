@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Protocol
 
 import torch
@@ -68,6 +69,14 @@ class Photos:
     names: tuple[str, ...]
     size: int = 128
     prepare: Callable[[Tensor], Tensor] = plain
+
+    def __post_init__(self) -> None:
+        name = getattr(self.prepare, "__qualname__", "<none>")
+        if "<" in name or not isinstance(self.prepare, FunctionType):
+            raise ValueError(
+                "prepare must be a function with a name of its own in a module, for a store must "
+                f"tell it from others; got {self.prepare!r}"
+            )
 
     @classmethod
     def of(

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilrp._checks import is_whole
 from bilrp.collect.search import Hits, similarities
 
 
@@ -38,8 +39,8 @@ class Weights:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.dot, self.cosine, self.l2) < 0:
-            raise ValueError(f"weights must be >= 0, got {self}")
+        if not all(0 <= w < math.inf for w in (self.dot, self.cosine, self.l2)):
+            raise ValueError(f"weights must be finite and >= 0, got {self}")
 
 
 def mixed(
@@ -87,6 +88,8 @@ class MultiHash:
         variant: str = "concatenated",
         seed: int = 0,
     ) -> None:
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError("the features hold NaN or infinity, which no code can stand for")
         size = features.shape[1]
         self.groups = [slice(0, size)] if groups is None else list(groups)
         covered = [n for g in self.groups for n in range(size)[g]]
@@ -100,7 +103,7 @@ class MultiHash:
         generator = torch.Generator().manual_seed(seed)
         if variant == "augmented":
             # norms of one, for the kinds to be comparable
-            self.scale = float(features.norm(dim=1).max())
+            self.scale = float(features.norm(dim=1).max()) or 1.0
             long = self._lengthened(features / self.scale)
             self.top = float(long.norm(dim=1).max())
             rest = (self.top**2 - (long**2).sum(1)).clamp(min=0).sqrt()
@@ -148,6 +151,10 @@ class MultiHash:
 
     def nearest(self, query: Tensor, k: int, weights: Weights | Sequence[Weights]) -> Hits:
         """The k most similar by the codes alone."""
+        if not is_whole(k, 1, len(self.codes[0])):
+            raise ValueError(f"k must be from 1 to {len(self.codes[0])}, got {k!r}")
+        if not bool(torch.isfinite(query).all()):
+            raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
         found = self.scores(query, weights).sort(dim=1, descending=True, stable=True)
         return Hits(found.indices[:, :k], found.values[:, :k])
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from bilrp._checks import check_whole
 from bilrp._names import needs
 from bilrp.engine.factors import Identity
 
@@ -114,9 +115,15 @@ class About:
                 f"{path} is a store of format {version}; this version reads format {FORMAT}. Build "
                 "it again in another folder"
             )
-        identity = Identity(**found.pop("identity"))
-        shapes = {name: tuple(found[name]) for name in ("input", "shape")}
-        return cls(**{**found, **shapes, "identity": identity})
+        try:
+            identity = Identity(**found.pop("identity"))
+            shapes = {name: tuple(found[name]) for name in ("input", "shape")}
+            about = cls(**{**found, **shapes, "identity": identity})
+            check_whole("chunk", about.chunk)
+            check_whole("count", about.count)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{file} is damaged: {error}; build in another folder") from error
+        return about
 
     def refuse_unless(self, other: About, path: Path) -> None:
         """`WrongStore`, with all differences, unless `other`, which is wanted, is the same."""

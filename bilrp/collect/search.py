@@ -110,7 +110,9 @@ def nearest(
     query = query[None] if query.dim() == 1 else query
     if not bool(torch.isfinite(query).all()):
         raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
-    left_out = set(without)
+    left_out = {int(i) for i in without}
+    if not left_out <= set(range(len(collection))):
+        raise ValueError(f"`without` must be numbers of inputs, 0 to {len(collection) - 1}")
     if isinstance(collection, Store):
         blocks, left_out = collection.blocks(), left_out | set(collection.bad)
     else:
@@ -142,6 +144,10 @@ def nearest(
 
 def recall(found: Tensor, true: Tensor) -> float:
     """Share of the true hits (Q, k) that are among the found ones (Q, any number)."""
+    if found.dim() != 2 or true.dim() != 2 or len(found) != len(true):
+        raise ValueError(
+            f"give hits of the same queries: {tuple(found.shape)}, {tuple(true.shape)}"
+        )
     return float((true[:, :, None] == found[:, None]).any(2).float().mean())
 
 

@@ -96,6 +96,8 @@ class Store:
 
     def _refuse(self) -> None:
         mine = self.about.identity
+        if self.model is not None:
+            refuse_training(self.model)
         if self.model is not None and fingerprint(self.model) != mine.model:
             raise WrongStore(f"{self.path} is a store of another model than the one given")
         if self.rules is not None and str(RuleBook(self.rules)) != mine.rules:
@@ -137,12 +139,12 @@ class Store:
             If the chunk is not built yet.
         """
         if k in self._kept:
-            return self._kept[k]
+            return self._kept[k].clone()
         start, stop = self.about.rows(k)
         values = self._checked(k, "features", lambda: self._arrays["features"][start:stop])
         found = torch.from_numpy(np.asarray(values))
         if (len(self._kept) + 1) * found.numel() * 4 <= CACHE:
-            self._kept[k] = found
+            self._kept[k] = found.clone()
         return found
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -174,6 +176,7 @@ class Store:
         """Features (D,) of an input that need not be in the store, as the network takes it."""
         if self.model is None:
             raise StoreError("give the model to Store(..., model=...): a query needs it")
+        refuse_training(self.model)
         return features_of(self.model, x[None])[0]
 
     def factor(self, i: int) -> Factor:
@@ -288,6 +291,12 @@ class Store:
         if sha256(values) != record.sha256.get(name):
             raise Damaged(said)
         return values
+
+
+def refuse_training(model: nn.Module) -> None:
+    """ValueError for a model whose features depend on chance or on what else is in the batch."""
+    if any(m.training for m in model.modules()):
+        raise ValueError("the model is in training mode: call model.eval()")
 
 
 def features_of(model: nn.Module, batch: Tensor) -> Tensor:

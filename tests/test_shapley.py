@@ -1,0 +1,59 @@
+"""Shapley interactions of a dot product, by flips: against all coalitions, and the kept table."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from bilrp.book import measured
+from tests import shapley_seeds
+
+
+def exact(phi, phi2, n: int) -> torch.Tensor:
+    """The interaction index of patch i of x and j of x', from all coalitions of the others."""
+    players = torch.tensor(list(product([False, True], repeat=2 * n)))
+    a, b = phi(players[:, :n])[0], phi2(players[:, n:])[0]
+    value = {tuple(c): float(v) for c, v in zip(players.tolist(), (a * b).sum(1), strict=True)}
+    found = torch.zeros(n, n, dtype=torch.float64)
+    for i, j in product(range(n), range(n)):
+        for c in value:
+            if c[i] or c[n + j]:
+                continue
+            size = sum(c)
+            weight = math.factorial(size) * math.factorial(2 * n - 2 - size)
+            weight /= math.factorial(2 * n - 1)
+            put = [list(c) for _ in range(3)]
+            put[0][i] = put[1][n + j] = put[2][i] = put[2][n + j] = True
+            one, other, both = (value[tuple(p)] for p in put)
+            found[i, j] += weight * (both - one - other + value[c])
+    return found
+
+
+def test_flips_estimate_the_interaction_index():
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU()).double()
+        for _ in range(2)
+    ]
+    phi, phi2 = (lambda there, net=net: {0: net(3 * there.double()).detach()} for net in nets)
+    true = exact(phi, phi2, 3)
+    errors = []
+    for draws in (100, 10_000):
+        found = shapley_seeds.by_flips(phi, phi2, 3, draws, seed=0)[0]
+        errors.append(float((found - true).norm() / true.norm()))
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] / 4
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_a_number_of_the_table_comes_out_again(monkeypatch):
+    """The first pair at layer 5: the layers above are not run."""
+    table = measured.read(shapley_seeds.ASSETS / shapley_seeds.SEEDS).rows
+    (row,) = (r for r in table if r["estimator"] == "flips" and r["pair"] == 0)
+    monkeypatch.setattr(shapley_seeds, "LAYERS", (5,))
+    ((phi, phi2),) = shapley_seeds.planted(1, layer=5)
+    found = shapley_seeds.agreement(lambda s: shapley_seeds.by_flips(phi, phi2, 16, 60, s))
+    assert found[5] == pytest.approx(row["layer 5"], abs=1e-4)
