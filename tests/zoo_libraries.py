@@ -7,7 +7,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 import bilrp
 from tests import zoo
 
-LARGE = 60e6  # parameters from which a model runs in float32
+LARGE, TOO_LARGE = 60e6, 250e6  # parameters from which a model runs in float32, or not at all
 
 # One small network of each module of timm that builds classifiers.
 TIMM = """
@@ -169,6 +171,8 @@ def of_timm(name: str) -> tuple[nn.Module, Tensor, dict]:
 
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
+    if sum(p.numel() for p in model.parameters()) > TOO_LARGE:
+        return model, torch.zeros(2, 3, 0, 0), {}
     own = model.default_cfg["input_size"][-1]
     side = next((s for s in (64, 128) if runs(model, s)), own)
     count = sum(p.numel() for p in model.parameters())
@@ -224,6 +228,9 @@ def row(name: str, built: tuple[nn.Module, Tensor, dict]) -> list[str]:
     model, pair, options = built
     kind = str(pair.dtype).removeprefix("torch.")
     start = [name, " x ".join(map(str, pair.shape[1:])), kind]
+    if not pair.numel():
+        count = sum(p.numel() for p in model.parameters())
+        return [name, "", "", f"not run: {count / 1e6:.0f} million parameters", *[""] * 4]
     try:
         found = measured(model, pair, options)
     except (NotImplementedError, ValueError) as error:
@@ -241,9 +248,20 @@ def every() -> Iterator[tuple[str, str, tuple]]:
         yield "timm", name, (of_timm, name)
 
 
+def one(item: tuple[str, str, tuple]) -> tuple[str, list[str]]:
+    """Library and row of a network, in a process of its own."""
+    library, name, (build, *args) = item
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = row(name, build(*args))
+    print(library, *found, file=sys.stderr, flush=True)
+    return library, found
+
+
 def page(rows: dict[str, list[list[str]]]) -> str:
     """Heading and both tables."""
-    good = {k: sum(not r[3].startswith("refused") for r in v) for k, v in rows.items()}
+    good = {k: sum(not r[3].startswith(("refused", "not run")) for r in v) for k, v in rows.items()}
     parts = [zoo.heading_of_machine("python -m tests.zoo_libraries")]
     for library, found in rows.items():
         parts += [f"{library} {version(library)}, {good[library]} of {len(found)} explained:"]
@@ -255,14 +273,12 @@ def main() -> None:
     """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     rows: dict[str, list[list[str]]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for library, name, (build, *args) in every():
-            rows.setdefault(library, []).append(row(name, build(*args)))
-            print(library, *rows[library][-1], file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for library, found in pool.map(one, every()):
+            rows.setdefault(library, []).append(found)
     options.output.write_text(page(rows), encoding="utf-8")
 
 
