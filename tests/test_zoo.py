@@ -8,11 +8,12 @@ import torchvision.models as tm
 from torch import nn
 
 import bilrp
-from tests import frozen, joint_gamma, nets, zoo
+from tests import frozen, joint_gamma, nets, zoo, zoo_libraries
 from tests.benchmark import by_patches
 from tests.conftest import ROOT
 
 TABLE = ROOT / "assets" / "zoo.md"
+LIBRARIES = ROOT / "assets" / "zoo_libraries.md"
 FEW = {
     "resnet18": 32,
     "vgg11": 32,
@@ -87,8 +88,8 @@ def test_parts_at_gamma_zero_are_the_gradient_with_frozen_parts(name):
     assert float((parts - expected).abs().max()) <= 1e-10 * float(expected.abs().max())
 
 
-def rows() -> list[dict[str, str]]:
-    text = TABLE.read_text(encoding="utf-8").split("\nautoLRP")[0]
+def rows(text: str | None = None) -> list[dict[str, str]]:
+    text = TABLE.read_text(encoding="utf-8").split("\nautoLRP")[0] if text is None else text
     lines = [line for line in text.splitlines() if line[:1] == "|"]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
@@ -120,6 +121,33 @@ def test_a_row_of_the_table_comes_out_again(name):
     assert [100 * found["pixels"], found["zero"], found["default"]] == pytest.approx(
         expected, rel=0.01, abs=0.06
     )
+
+
+def test_the_table_of_other_libraries_is_whole_and_nothing_in_it_is_wrong():
+    text = LIBRARIES.read_text(encoding="utf-8")
+    assert re.search(r"commit [0-9a-f]{7,}, `python -m tests.zoo_libraries`", text)
+    tables = re.split(r"\n(?=timm )", text)
+    assert len(tables) == 2
+    listed = [[r["network"] for r in rows(t)] for t in tables]
+    assert listed[0] == [k for kinds in zoo_libraries.TRANSFORMERS.values() for k in kinds]
+    assert listed[1] == zoo_libraries.TIMM
+    for r in (*rows(tables[0]), *rows(tables[1])):
+        if r["error of y"].startswith("not run"):
+            continue
+        if r["error of y"].startswith("refused"):
+            assert "multiplies two values of one kind" in r["error of y"]
+            continue
+        for column in ("error of y", "error of ledger"):  # some compute parts in float32
+            assert float(r[column]) < 1e-5, r
+
+
+@pytest.mark.parametrize(("kind", "key"), [("Llama", "inputs_embeds"), ("AST", "input_values")])
+def test_a_row_of_the_other_libraries_comes_out_again(kind, key):
+    pytest.importorskip("transformers")
+    (row,) = (r for r in rows(LIBRARIES.read_text().split("\ntimm ")[0]) if r["network"] == kind)
+    again = zoo_libraries.row(kind, zoo_libraries.of_transformers(kind, key))
+    assert [again[1], again[2]] == [row["takes"], row["format"]]
+    assert float(again[5]) == pytest.approx(float(row["input, %"]), abs=0.2)
 
 
 @pytest.mark.slow

@@ -30,23 +30,29 @@ def carried_by(e: Explanation, mask: Tensor | None = None, mask2: Tensor | None 
     Raises
     ------
     ValueError
-        For a mask of another size or not of bool, or a similarity of 0.
+        For a mask of another shape or not of bool, or a similarity of 0.
     """
     matrix = e.matrix.double()
     if e.similarity == 0:
         raise ValueError("the similarity is 0, which nothing has a share of")
-    for side, m in enumerate((mask, mask2)):
-        if m is not None and m.dtype != torch.bool:  # numbers would pick patches, not mask them
-            raise ValueError(f"a mask must be of bool, got {m.dtype}: give mask.bool()")
-        grid = tuple(e.relevance.shape[2 * side : 2 * side + 2] if e.relevance.dim() == 4 else ())
-        if m is not None and tuple(m.shape) not in (grid, (matrix.shape[side],)):
+    half = e.relevance.dim() // 2 if e.sides is None else e.sides
+    for m, grid in ((mask, e.relevance.shape[:half]), (mask2, e.relevance.shape[half:])):
+        if m is None:
+            continue
+        _refuse_numbers(m)
+        if m.shape not in (grid, (grid.numel(),)):
             raise ValueError(
-                f"a mask of shape {tuple(m.shape)} for {matrix.shape[side]} patches"
-                + (f" in a grid of {grid}" if grid else "")
+                f"a mask of shape {tuple(m.shape)} for {grid.numel()} patches in a grid of "
+                f"{tuple(grid)}: give it this shape, or flat"
             )
     rows = matrix if mask is None else matrix[mask.flatten()]
     part = rows if mask2 is None else rows[:, mask2.flatten()]
     return float(part.sum()) / e.similarity
+
+
+def _refuse_numbers(mask: Tensor) -> None:
+    if mask.dtype != torch.bool:  # numbers would pick patches, not mask them
+        raise ValueError(f"a mask must be of bool, got {mask.dtype}: give mask.bool()")
 
 
 def directions(pairs: Iterable[tuple[Factor, Factor]], rank: int = 1) -> Tensor:
@@ -121,7 +127,20 @@ def covered(image: Tensor, mask: Tensor) -> Tensor:
     image : Tensor (3, H, W)
         Pixels in [0, 1].
     mask : Tensor (H/p, W/p) of bool
+
+    Raises
+    ------
+    ValueError
+        For a mask that is not of bool, or no grid of patches of the picture.
     """
+    _refuse_numbers(mask)
+    height, width = image.shape[-2:]
+    grid = tuple(mask.shape)
+    if len(grid) != 2 or 0 in grid or height % grid[0] or width % grid[1]:
+        raise ValueError(
+            f"the mask must be a grid of patches that divides {height} x {width} pixels, got the "
+            f"shape {grid}"
+        )
     tall, wide = image.shape[-2] // mask.shape[0], image.shape[-1] // mask.shape[1]
     pixels = mask.repeat_interleave(tall, 0).repeat_interleave(wide, 1).to(image.device)
     return torch.where(pixels, image.mean((-2, -1), keepdim=True), image)

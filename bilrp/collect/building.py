@@ -33,7 +33,7 @@ from bilrp.collect.records import (
     told_of_full_disks,
     write_whole,
 )
-from bilrp.collect.store import Store, features_of, refuse_training
+from bilrp.collect.store import Store, features_of, output_of, refuse_training
 from bilrp.engine.api import factor
 from bilrp.engine.defaults import default_rules
 from bilrp.engine.factors import Identity
@@ -101,7 +101,7 @@ def build(
     workers : int, optional
         With "threads": how many chunks at once.
     recipe : dict, optional
-        Kept in the store, for the command `bilrp`; the newest counts.
+        Kept in the store as JSON, for the command `bilrp`; the newest counts.
 
     Returns
     -------
@@ -122,6 +122,7 @@ def build(
         If the model is in training mode, or for options that do not fit.
     """
     path = Path(path)
+    recipe = _as_kept({} if recipe is None else recipe)
     refuse_foreign(path)
     _refuse_options(factors, patch)
     patch, chunk = int(patch), check_whole("chunk", chunk)
@@ -131,7 +132,7 @@ def build(
     refuse_training(made)
     rules = default_rules(made) if rules is None else rules
     with told_of_full_disks(path, "the store"), builder(path):
-        about = _about(inputs, made, rules, factors, patch, chunk, recipe or {})
+        about = _about(inputs, made, rules, factors, patch, chunk, recipe)
         todo = _prepare(path, about, inputs, factors)
         job = Job(path, about, model, rules, factors)
         parts = [(k, inputs.part(*about.rows(k))) for k in todo]
@@ -143,6 +144,19 @@ def build(
     if len(store.bad) == len(store):
         raise StoreError(f"none of the {len(store)} inputs can be used: {store.bad[0]}")
     return store
+
+
+def _as_kept(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as it is read again (ValueError if JSON cannot hold it); before any work."""
+    try:
+        found = json.loads(json.dumps(recipe))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"recipe must hold what JSON can, text, Python's numbers, lists and dicts: {error}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"recipe must be a dict, got {recipe!r}")
+    return found
 
 
 def _refuse_options(keep: Keep, patch: int) -> None:
@@ -170,7 +184,7 @@ def _about(
             x = inputs.read(i)
         except BadInput:
             continue
-        shape = _shape(model, x)
+        shape = tuple(output_of(model, x[None]).shape[1:])
         break
     else:
         raise StoreError(f"none of the {len(inputs.names)} inputs can be used")
@@ -195,12 +209,6 @@ def _about(
         patch=patch,
         recipe=recipe,
     )
-
-
-@torch.no_grad()
-def _shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
-    device = next((t.device for t in model.parameters()), x.device)
-    return tuple(model(x[None].to(device)).shape[1:])
 
 
 def _prepare(path: Path, about: About, inputs: Inputs, keep: Keep) -> list[int]:

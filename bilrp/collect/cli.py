@@ -329,7 +329,8 @@ def _opened(path: Path) -> tuple[Any, Network, Photos]:
     from bilrp.collect.store import Store
 
     recipe = About.read(path).recipe
-    if not {"model", "folder", "size"} <= set(recipe or {}):
+    kinds = {"model": str, "size": int, "folder": str}
+    if not all(isinstance(recipe.get(name), kind) for name, kind in kinds.items()):
         raise Wrong(f"{path} was not made by `bilrp index`: open it in Python, with its model")
     chosen = network(recipe["model"])
     names = Store(path).names

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp._checks import is_whole
-from bilrp.collect.search import Hits, similarities
+from bilrp._checks import check_whole
+from bilrp.collect.search import Hits, refuse_query, refuse_spoiled, similarities
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class MultiHash:
     Raises
     ------
     ValueError
-        For groups that do not cover the features, fewer bits than groups, another variant.
+        For groups that do not cover the features, fewer bits than groups, another variant, or
+        features that are not finite.
     """
 
     def __init__(
@@ -88,9 +89,8 @@ class MultiHash:
         variant: str = "concatenated",
         seed: int = 0,
     ) -> None:
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError("the features hold NaN or infinity, which no code can stand for")
-        size = features.shape[1]
+        refuse_spoiled(features)
+        self.size = size = features.shape[1]
         self.groups = [slice(0, size)] if groups is None else list(groups)
         covered = [n for g in self.groups for n in range(size)[g]]
         if sorted(covered) != list(range(size)):
@@ -130,8 +130,10 @@ class MultiHash:
         Raises
         ------
         ValueError
-            If there are not as many weights as groups.
+            If there are not as many weights as groups, or the query is not finite or of another
+            length.
         """
+        refuse_query(query, self.size)
         weights = [weights] * len(self.groups) if isinstance(weights, Weights) else weights
         if len(weights) != len(self.groups):
             raise ValueError(f"{len(weights)} weights for {len(self.groups)} groups")
@@ -150,11 +152,8 @@ class MultiHash:
         return total
 
     def nearest(self, query: Tensor, k: int, weights: Weights | Sequence[Weights]) -> Hits:
-        """The k most similar by the codes alone."""
-        if not is_whole(k, 1, len(self.codes[0])):
-            raise ValueError(f"k must be from 1 to {len(self.codes[0])}, got {k!r}")
-        if not bool(torch.isfinite(query).all()):
-            raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
+        """The k most similar by the codes alone (ValueError if k is not 1 to N)."""
+        k = check_whole("k", k, 1, len(self.codes[0]))
         found = self.scores(query, weights).sort(dim=1, descending=True, stable=True)
         return Hits(found.indices[:, :k], found.values[:, :k])
 

@@ -117,12 +117,18 @@ class About:
             )
         try:
             identity = Identity(**found.pop("identity"))
-            shapes = {name: tuple(found[name]) for name in ("input", "shape")}
+            shapes = {
+                name: tuple(check_whole(name, n, 0) for n in found[name])
+                for name in ("input", "shape")
+            }
             about = cls(**{**found, **shapes, "identity": identity})
-            check_whole("chunk", about.chunk)
-            check_whole("count", about.count)
+            for name in ("chunk", "count", "patch"):
+                check_whole(name, getattr(about, name))
+            if not isinstance(about.recipe, dict):
+                raise ValueError(f"recipe is {about.recipe!r}")
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{file} is damaged: {error}; build in another folder") from error
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise StoreError(f"{file} is damaged: {what}; build in another folder") from error
         return about
 
     def refuse_unless(self, other: About, path: Path) -> None:
@@ -184,7 +190,8 @@ class Record:
             bad, factors = (
                 {int(i): v for i, v in found[name].items()} for name in ("bad", "factors")
             )
-            return cls(found["sha256"], tuple(map(tuple, found["inputs"])), bad, factors)
+            inputs = tuple((stamp, digest) for stamp, digest in found["inputs"])
+            return cls(dict(found["sha256"]), inputs, bad, factors)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilrp._checks import is_whole
+from bilrp._checks import check_whole, is_whole
 from bilrp._names import needs
 from bilrp.collect.store import Store
 
@@ -50,16 +50,37 @@ def similarities(query: Tensor, features: Tensor, similarity: str = "dot") -> Te
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
-    if query.shape[-1] != features.shape[-1]:
-        raise ValueError(
-            f"the query has {query.shape[-1]} features, the collection {features.shape[-1]}: they "
-            "must come from one model, and from inputs of one size"
-        )
+    _refuse_other_length(query, features.shape[-1])
     if similarity == "cosine":
         return of_length_one(query) @ of_length_one(features).T
     if similarity == "-l2":
         return -(torch.cdist(query, features, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
     return query @ features.T
+
+
+def _refuse_other_length(query: Tensor, size: int) -> None:
+    if query.shape[-1] != size:
+        raise ValueError(
+            f"the query has {query.shape[-1]} features, the collection {size}: they must come from "
+            "one model, and from inputs of one size"
+        )
+
+
+def refuse_query(query: Tensor, size: int) -> None:
+    """ValueError for a query that is not finite or has not so many features."""
+    _refuse_other_length(query, size)
+    if not bool(torch.isfinite(query).all()):
+        raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
+
+
+def refuse_spoiled(features: Tensor) -> None:
+    """ValueError for rows (N, D) that are not finite."""
+    spoiled = (~torch.isfinite(features)).any(1).nonzero()[:, 0].tolist()
+    if spoiled:
+        raise ValueError(
+            f"the features of {len(spoiled)} inputs, the first of them {spoiled[0]}, hold NaN or "
+            "infinity: leave these out"
+        )
 
 
 def of_length_one(rows: Tensor) -> Tensor:
@@ -103,22 +124,20 @@ def nearest(
     ------
     ValueError
         If k is not 1 to the number of inputs, for another similarity, features of another length,
-        or numbers that are not finite.
+        numbers that are not finite, or a number in `without` that no input has.
     StoreError
         If the store is not complete, or damaged.
     """
     query = query[None] if query.dim() == 1 else query
     if not bool(torch.isfinite(query).all()):
         raise ValueError("the query holds NaN or infinite features: nothing is nearest to it")
-    left_out = {int(i) for i in without}
-    if not left_out <= set(range(len(collection))):
-        raise ValueError(f"`without` must be numbers of inputs, 0 to {len(collection) - 1}")
+    left_out = _numbers(without, len(collection))
     if isinstance(collection, Store):
         blocks, left_out = collection.blocks(), left_out | set(collection.bad)
     else:
         parts = collection.split(BLOCK)
         blocks = ((n * BLOCK, part) for n, part in enumerate(parts))
-    most = len(collection) - len(left_out & set(range(len(collection))))
+    most = len(collection) - len(left_out)
     if not is_whole(k, 1, most):
         raise ValueError(f"k must be from 1 to the {most} inputs that can be found, got {k!r}")
     scores = query.new_empty(len(query), 0, dtype=torch.float32)
@@ -140,6 +159,12 @@ def nearest(
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
         scores, indices = scores.gather(1, best), indices.gather(1, best)
     return Hits(indices, scores)
+
+
+def _numbers(without: Iterable[int], count: int) -> set[int]:
+    """Numbers of inputs as Python's: a tensor equals no key of a set but itself."""
+    given = (i.item() if isinstance(i, Tensor) and i.dim() == 0 else i for i in without)
+    return {check_whole("each number in `without`", i, 0, count - 1) for i in given}
 
 
 def recall(found: Tensor, true: Tensor) -> float:
@@ -167,7 +192,7 @@ class FaissIndex:
     Raises
     ------
     ValueError
-        For another similarity.
+        For another similarity, or features that are not finite.
     """
 
     def __init__(
@@ -183,6 +208,7 @@ class FaissIndex:
         if isinstance(features, Store):
             self.numbers = features.good.nonzero()[:, 0]
             features = features.features()[self.numbers]
+        refuse_spoiled(features)
         self.distances = similarity == "-l2" or "LSH" in kind
         metric = faiss.METRIC_L2 if self.distances else faiss.METRIC_INNER_PRODUCT
         self.index = faiss.index_factory(features.shape[1], kind, metric)
@@ -195,7 +221,15 @@ class FaissIndex:
         return features.float().contiguous().numpy()
 
     def nearest(self, query: Tensor, k: int = 5) -> Hits:
-        """Nearly the k most similar; -1 where faiss found fewer."""
+        """Nearly the k most similar; -1 where faiss found fewer.
+
+        Raises
+        ------
+        ValueError
+            If k is no whole number >= 1, or the query is not finite or of another length.
+        """
+        k = check_whole("k", k)
+        refuse_query(query, self.index.d)
         query = query[None] if query.dim() == 1 else query
         scores, indices = map(torch.from_numpy, self.index.search(self._prepared(query), k))
         if self.numbers is not None:

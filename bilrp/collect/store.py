@@ -299,14 +299,22 @@ def refuse_training(model: nn.Module) -> None:
         raise ValueError("the model is in training mode: call model.eval()")
 
 
-def features_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """What the model itself makes of a batch, (N, D) float32; no owner, no rule."""
+def output_of(model: nn.Module, batch: Tensor) -> Tensor:
+    """What the model itself makes of a batch, brought where its parameters are, in their format."""
     device = next((t.device for t in model.parameters()), batch.device)
+    if batch.is_floating_point():  # `factor` takes any format, so features must
+        formats = (t.dtype for t in model.parameters() if t.is_floating_point())
+        batch = batch.to(next(formats, batch.dtype))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         out = model(batch.to(device))
     if not isinstance(out, Tensor) or out.shape[:1] != batch.shape[:1]:
         raise ValueError("the model must give one tensor whose first dimension is the batch")
-    return out.flatten(1).float().cpu()
+    return out
+
+
+def features_of(model: nn.Module, batch: Tensor) -> Tensor:
+    """What the model itself makes of a batch, (N, D) float32; no owner, no rule."""
+    return output_of(model, batch).flatten(1).float().cpu()
 
 
 def _names(path: Path, about: About) -> list[str]:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilrp._checks import check_whole
 from bilrp._names import needs
-from bilrp.collect.search import nearest, of_length_one
+from bilrp.collect.search import nearest, of_length_one, refuse_spoiled
 from bilrp.collect.store import Store
 from bilrp.engine.factors import Factor
 
@@ -124,14 +125,16 @@ def cluster(signatures: Tensor, count: int | None = None, seed: int = 0) -> Tens
     Raises
     ------
     ValueError
-        For fewer than four rows, or a count that is not 1 to N.
+        For fewer than four rows, rows that are not finite, or a count that is not 1 to N.
     """
     with needs("collect"):
         from sklearn.cluster import KMeans
 
     n = len(signatures)
-    if n < 4 or (count is not None and not 1 <= count <= n):
-        raise ValueError(f"{count} clusters of {n} rows: give four rows or more, and 1 to N")
+    if n < 4:
+        raise ValueError(f"{n} rows are too few to cluster: give four or more")
+    count = None if count is None else check_whole("count", count, 1, n)
+    refuse_spoiled(signatures)
     rows = F.normalize(signatures.double(), dim=1)
     near = min(n - 1, max(3, round(n**0.5)))
     likeness = rows @ rows.T
@@ -168,8 +171,16 @@ def find_themes(
         Number of themes; see `cluster`.
     seed : int
         Of the clustering.
+
+    Raises
+    ------
+    ValueError
+        For fewer than four pairs, or a count that is not 1 to their number.
     """
     pairs = neighbours(store) if pairs is None else list(pairs)
+    if len(pairs) < 4:  # before all are explained
+        raise ValueError(f"{len(pairs)} pairs are too few to group: give four or more")
+    count = None if count is None else check_whole("count", count, 1, len(pairs))
     kept: dict[int, Factor] = {}  # of the pairs at hand; pairs are sorted by their first input
     rows, sizes = [], []
     for i, j in pairs:
