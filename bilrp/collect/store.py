@@ -138,24 +138,30 @@ class Store:
         StoreError
             If the chunk is not built yet.
         """
+        return self._block(k).clone()
+
+    def _block(self, k: int) -> Tensor:
         if k in self._kept:
-            return self._kept[k].clone()
+            return self._kept[k]
         start, stop = self.about.rows(k)
         values = self._checked(k, "features", lambda: self._arrays["features"][start:stop])
         found = torch.from_numpy(np.asarray(values))
         if (len(self._kept) + 1) * found.numel() * 4 <= CACHE:
-            self._kept[k] = found.clone()
+            self._kept[k] = found
         return found
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """All features, chunk by chunk: number of the first input, and (inputs, D)."""
+        """All features, chunk by chunk: number of the first input, and (inputs, D) to be read only.
+
+        They are not copied, for a search reads them all.
+        """
         if self.missing:
             raise StoreError(
                 f"{self.path} is not complete: {len(self.missing)} of {self.about.chunks} chunks "
                 "are not built. Run the same build again, it goes on where it ended"
             )
         for k in range(self.about.chunks):
-            yield self.about.rows(k)[0], self.block(k)
+            yield self.about.rows(k)[0], self._block(k)
 
     def features(self) -> Tensor:
         """All features at once, (N, D) float32; for collections that fit into memory."""
