@@ -97,6 +97,13 @@ def test_members_may_be_tensors():
     )
 
 
+def test_bootstrap_of_numbers_of_entries():
+    """A statistic of pairs of pages is given which pages were drawn."""
+    values = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = bilrp.bootstrap(torch.arange(12), lambda drawn: values[drawn].mean(), seed=0)
+    assert found == bilrp.bootstrap(values, seed=0)
+
+
 def test_bootstrap_takes_whole_numbers_and_refuses_what_is_none():
     whole = bilrp.bootstrap(torch.arange(10), seed=0)
     assert whole == bilrp.bootstrap(torch.arange(10.0).double(), seed=0)

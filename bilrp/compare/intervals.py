@@ -72,7 +72,8 @@ def bootstrap(
     the bootstrap", on expanded percentiles.
     """
     values = torch.as_tensor(values)
-    values = values if values.is_floating_point() else values.double()
+    if statistic is torch.mean and not values.is_floating_point():
+        values = values.double()  # other statistics may draw numbers of entries
     ids = torch.arange(len(values)) if groups is None else torch.as_tensor(groups).cpu()
     if values.dim() == 0 or ids.shape != values.shape[:1]:
         raise ValueError(
