@@ -132,10 +132,9 @@ def test_the_table_of_other_libraries_is_whole_and_nothing_in_it_is_wrong():
     assert listed[0] == [k for kinds in zoo_libraries.TRANSFORMERS.values() for k in kinds]
     assert listed[1] == zoo_libraries.TIMM
     for r in (*rows(tables[0]), *rows(tables[1])):
-        if r["error of y"].startswith("not run"):
-            continue
-        if r["error of y"].startswith("refused"):
-            assert "multiplies two values of one kind" in r["error of y"]
+        if r["error of y"] in ("refused", "not run"):
+            why = text.split(f"\n{r['network']}, {r['error of y']}: ")[1].split("\n")[0]
+            assert "multiplies two values of one kind" in why or "million parameters" in why
             continue
         for column in ("error of y", "error of ledger"):  # some compute parts in float32
             assert float(r[column]) < 1e-5, r

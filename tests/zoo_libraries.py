@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import warnings
@@ -265,7 +266,10 @@ def page(rows: dict[str, list[list[str]]]) -> str:
     parts = [zoo.heading_of_machine("python -m tests.zoo_libraries")]
     for library, found in rows.items():
         parts += [f"{library} {version(library)}, {good[library]} of {len(found)} explained:"]
-        parts += [zoo.table(HEAD, found)]
+        short = [[cell.split(": ")[0] for cell in r] for r in found]  # why stands below
+        parts += [zoo.table(HEAD, short)]
+        whole = (f"{r[0]}, {r[3]}." for r in found if ": " in r[3])
+        parts += [re.sub(r", named '[^']*'", "", line) for line in whole]  # too long for a phone
     return "\n\n".join(parts) + "\n"
 
 
