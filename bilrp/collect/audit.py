@@ -141,6 +141,6 @@ def covered(image: Tensor, mask: Tensor) -> Tensor:
             f"the mask must be a grid of patches that divides {height} x {width} pixels, got the "
             f"shape {grid}"
         )
-    tall, wide = image.shape[-2] // mask.shape[0], image.shape[-1] // mask.shape[1]
+    tall, wide = height // grid[0], width // grid[1]
     pixels = mask.repeat_interleave(tall, 0).repeat_interleave(wide, 1).to(image.device)
     return torch.where(pixels, image.mean((-2, -1), keepdim=True), image)

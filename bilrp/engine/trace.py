@@ -520,23 +520,24 @@ def _compare_in_its_format(model: nn.Module, found: Tensor, x: Tensor) -> None:
         return
     plain = plain.to(found)
     loose = 0.1 if like.dtype in (torch.bfloat16, torch.float16) else 1e-2
-    if not float((plain - found).abs().max()) <= loose * float(plain.abs().max()) + 1e-30:
+    error, size = float((plain - found).abs().max()), float(plain.abs().max())
+    if not error <= loose * size + 1e-30:
         raise NotImplementedError(
             f"in {found.dtype} a copy of the model's modules gives other features than the model "
-            f"in its own format, {like.dtype}: by {float((plain - found).abs().max()):.2g} of "
-            f"{float(plain.abs().max()):.2g}"
+            f"in its own format, {like.dtype}: by {error:.2g} of {size:.2g}"
         )
 
 
 def _compare_with_model(model: nn.Module, copied: nn.Module, record: Record, x: Tensor) -> None:
     """What was recorded must be what a plain call of the model gives."""
-    same = not (record.writes or copied.__dict__["_copied_in_training"]) and all(
+    harmless = not (record.writes or copied.__dict__["_copied_in_training"])  # to run the model
+    same = harmless and all(
         t.device == x.device and (not t.is_floating_point() or t.dtype == record.features.dtype)
         for t in (*model.parameters(), *model.buffers())
     )
     plain = (model if same else copied)(x.clone())  # which it may write into
     found = record.features
-    if not same and not (record.writes or copied.__dict__["_copied_in_training"]):
+    if harmless and not same:
         _compare_in_its_format(model, found, x)
     if not isinstance(plain, Tensor) or plain.shape != found.shape:
         raise NotImplementedError("the model gives something else when it is called again")
