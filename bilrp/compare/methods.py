@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -308,9 +309,12 @@ def integrated_jacobians_deep(
             maps = copied(batch)[0].clone()
         if maps.dim() != 3:
             raise ValueError(f"layer {layer} gives no maps (C, h, w) but {tuple(maps.shape)}")
-        parts = _directional(above, maps, 1, points)
         grid = patch_grid(v, patch)
-        sides.append(_resized(parts.T.view(-1, *maps.shape[1:]), grid))
+        side = maps.shape[1] // grid[0]  # places of a patch: their sum is had at once
+        if side < 1 or (grid[0] * side, grid[1] * side) != maps.shape[1:]:
+            side = 1
+        parts = _directional(above, maps, side, points) / side**2
+        sides.append(_resized(parts.T.view(-1, *(n // side for n in maps.shape[1:])), grid))
     return _on_pairs(sides, x, x2, patch)
 
 
@@ -559,6 +563,76 @@ def shapley_interactions(
     values = approximator.approximate(budget=budget, game=game)
     found = torch.tensor(values.get_n_order_values(2))[:first, first:]
     return found.float().reshape(*patch_grid(x, patch), *patch_grid(x2, patch))
+
+
+@add_method("Shapley interactions, by flips", "index of Grabisch and Roubens (1999)", slow=True)
+def shapley_by_flips(
+    model: nn.Module, x: Tensor, x2: Tensor, patch: int, draws: int = 30, seed: int = 0
+) -> Tensor:
+    """Shapley interactions of the patches of both inputs, drawn by flips of single patches.
+
+    The same index of the same game as `shapley_interactions`, by an estimate that is made for dot
+    products: see `by_flips`. For inputs of 16 patches, 30 draws are 1,020 coalitions of each.
+
+    Parameters
+    ----------
+    draws : int
+        Draws of two coalitions; each of both inputs is followed by a flip of each patch.
+
+    Source
+    ------
+    The index: Grabisch and Roubens (1999), "An axiomatic approach to the concept of interaction".
+    The estimate is this package's; chapter 13 derives it.
+    """
+    grid, grid2 = patch_grid(x, patch), patch_grid(x2, patch)
+    phi, phi2 = (lambda there, v=v: features_of_covered(model, v, patch, ~there) for v in (x, x2))
+    found = by_flips(phi, phi2, prod(grid), prod(grid2), draws, seed)
+    return found.float().view(*grid, *grid2)
+
+
+def by_flips(
+    phi: Callable[[Tensor], Tensor],
+    phi2: Callable[[Tensor], Tensor],
+    players: int,
+    players2: int,
+    draws: int,
+    seed: int,
+) -> Tensor:
+    """Shapley interactions of the players of two sides, where the game is <phi(S), phi'(S')>.
+
+    The interaction of a player of each is the mean, over p from 0 to 1 and coalitions that hold
+    each player with chance p, of <what the one adds to phi(S), what the other adds to phi'(S')>.
+    Each draw takes a p and two coalitions, which both sides meet, and flips each player once; what
+    one side adds to the one is multiplied with what the other side adds to the other.
+
+    Parameters
+    ----------
+    phi, phi2 : callable
+        Coalitions (N, players) of bool, what is there, to features (N, M).
+
+    Returns
+    -------
+    Tensor (players, players2), float64
+    """
+    check_whole("draws", draws)
+    generator = torch.Generator().manual_seed(seed)
+    chance = (torch.arange(draws) + torch.rand(draws, generator=generator)) / draws
+    drawn = torch.rand(draws, 2, max(players, players2), generator=generator)
+    total = torch.zeros(players, players2, dtype=torch.float64)
+    for both in drawn < chance[:, None, None]:
+        (a, b), (a2, b2) = (
+            [_added(f, there[:n]) for there in both] for f, n in ((phi, players), (phi2, players2))
+        )
+        total += (a @ b2.T + b @ a2.T).cpu() / 2
+    return total / draws
+
+
+def _added(phi: Callable[[Tensor], Tensor], there: Tensor) -> Tensor:
+    """What each player adds to the features of a coalition (players,): (players, M), float64."""
+    n = len(there)
+    flipped = there ^ torch.eye(n, dtype=torch.bool)
+    plain, others = phi(torch.cat([there[None], flipped])).double().split([1, n])
+    return torch.where(there, 1.0, -1.0).to(plain)[:, None] * (plain - others)
 
 
 def _cover(x: Tensor, patch: int) -> tuple[Tensor, Tensor]:
