@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as `replaced` and zarr name what they write
+
 
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
-    """A new file beside `path` to write to; it takes that name when all went well."""
+    """A path beside `path` to write a new file to; it takes that name when all went well."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        yield new
+        os.replace(new, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise

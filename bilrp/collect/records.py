@@ -16,9 +16,7 @@ import errno
 import hashlib
 import json
 import os
-import re
 import socket
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from bilrp._checks import check_whole
+from bilrp._files import UNFINISHED, replaced
 from bilrp._names import needs
 from bilrp.engine.factors import Identity
 
@@ -206,19 +205,10 @@ def record_path(path: Path, k: int) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, and on the disk before it has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-_HALF = re.compile(r"\.[0-9a-f]{32}\.partial$")  # as `write_whole` and zarr name what they write
+    with replaced(path) as new, new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def refuse_foreign(path: Path) -> None:
@@ -237,7 +227,7 @@ def refuse_foreign(path: Path) -> None:
     lock = path / "lock"
     locked = lock.is_file() and lock.stat().st_size == 0
     own = {"lock", "builder.json", "store.json"} if locked else set()
-    foreign = sorted(p.name for p in path.iterdir() if _HALF.sub("", p.name) not in own)
+    foreign = sorted(p.name for p in path.iterdir() if UNFINISHED.sub("", p.name) not in own)
     if foreign:
         raise StoreError(
             f"{path} is no store and holds other things, such as {foreign[0]}: give a folder that "
@@ -248,7 +238,7 @@ def refuse_foreign(path: Path) -> None:
 def sweep(path: Path) -> None:
     """Remove what a killed builder of this store was writing, and nothing else."""
     mine = ("store.json.*", "names.json.*", "builder.json.*", "records/*", "arrays/**/*")
-    for half in [p for pattern in mine for p in path.glob(pattern) if _HALF.search(p.name)]:
+    for half in [p for pattern in mine for p in path.glob(pattern) if UNFINISHED.search(p.name)]:
         half.unlink(missing_ok=True)
 
 
