@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilrp
+from tests import nets
+from tests.test_second_audit import Model, X
 
 
 class Small(nn.Module):
@@ -94,3 +96,55 @@ def test_a_deep_network_does_not_reach_pythons_limit():
 
     f = bilrp.factor(Small(function), torch.randn(2, 6, dtype=torch.float64), bilrp.Gamma(0.0))
     torch.testing.assert_close(f.values.sum(0) + f.absorbed.sum(0), f.features)
+
+
+def weights_of(x):
+    """One sigmoid a column."""
+    return (2 * x.mean(0, keepdim=True) - 1).sigmoid()
+
+
+STILL_GATES = {
+    "expand_as": lambda x: weights_of(x).expand_as(x),
+    "reshape_as": lambda x: weights_of(x).expand(4, 4).reshape_as(x),
+    "broadcast_to": lambda x: torch.broadcast_to(weights_of(x), x.shape),
+    "tile": lambda x: weights_of(x).tile(4, 1),
+    "flip": lambda x: weights_of(x).flip(1),
+    "index_select": lambda x: weights_of(x).index_select(1, torch.tensor([3, 0, 1, 1])),
+    "mean": lambda x: weights_of(x).mean(1, keepdim=True),
+    "pooled": lambda x: F.avg_pool1d(weights_of(x), 3, 1, 1),
+    "clamp": lambda x: weights_of(x).clamp(0.4, 0.9),
+    "amax": lambda x: weights_of(x).amax(1, keepdim=True),
+    "square": lambda x: weights_of(x).square(),
+    "relu6": lambda x: F.relu6(x.mean(0, keepdim=True) + 3) / 6,
+    "clamped": lambda x: torch.clamp(x + 3, 0, 6) / 6,
+    "hardtanh": lambda x: F.hardtanh(x + 3.0, 0.0, 6.0),
+    "one by": lambda x: 1 / (1 + x.square().sum().sqrt()),
+    "negative power": lambda x: (x.square().mean(1, keepdim=True) + 1e-6) ** -0.5,
+    "pow": lambda x: torch.pow(x.square().sum() + 1, exponent=-0.5),
+    "divided by its sum": lambda x: weights_of(x) / weights_of(x).sum(),
+}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("kind", STILL_GATES)
+def test_what_is_made_of_a_gate_remains_one(kind, swapped):
+    """The signal owns the product: its parts are those of the frozen gate's."""
+    make = STILL_GATES[kind]
+
+    def forward(self, x):
+        h = self.layer(x)
+        return make(h[0])[None] * h if swapped else h * make(h[0])[None]
+
+    model = Model(forward, size=4)
+    frozen = make(model.layer(X)).detach()
+    expected = (X @ model.layer.weight.T)[:, None] * torch.eye(4).double()[..., None] * frozen
+    found = bilrp.factor(model, X, bilrp.LRP0()).values.view(4, 4, 4)
+    torch.testing.assert_close(found, expected)
+    nets.contract(model, X)
+
+
+def test_of_a_tanh_less_remains_a_gate():
+    """A signal may be a tanh as well, so its means are nobody's gate."""
+    model = Model(lambda s, x: s.layer(x) * s.layer(x).tanh().mean(1, keepdim=True), size=4)
+    with pytest.raises(NotImplementedError, match="two values of one kind"):
+        bilrp.factor(model, X, bilrp.LRP0())

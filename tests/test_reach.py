@@ -261,3 +261,42 @@ def test_modules_that_a_partial_holds_in_any_container_are_copied(held):
     model = Model(lambda s, x: s.held(x), functools.partial(run, layers), size=4)
     assert parts(model, X, LRP0).shape[1] == 4
     assert SEEN[0] is not layer
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda x: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: (x.square().mean(-1, keepdim=True) + 1e-6).sqrt().reciprocal().expand_as(x),
+        lambda x: x.norm(dim=1, keepdim=True) / 2 + 0.1,
+    ],
+)
+def test_norms_stay_frozen_under_attn_lrp(scale):
+    """Achtibat et al. (2024): the identity rule of norms, which halves would break."""
+    half = {"": bilrp.AttnLRP(), "*": LRP0}
+    model = Model(lambda s, x: s.layer(x * scale(x)).tanh(), size=4)
+    nets.contract(model, X, half)
+    ids = torch.arange(len(X))[:, None].expand(X.shape)
+    found = bilrp.factor(model, X, half).values
+    frozen = bilrp.factor(model, X, {"": bilrp.CPLRP(), "*": LRP0}).values
+    torch.testing.assert_close(found, frozen)
+    other = Model(lambda s, x: s.layer(x * x.sigmoid()).tanh(), size=4)
+    assert ids.shape == X.shape
+    halved, whole = (bilrp.factor(other, X, r).values for r in (half, LRP0))
+    assert not torch.allclose(halved, whole)
+
+
+def test_two_signals_are_halved_by_the_type_of_their_module():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) * self.second(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block(), nn.Linear(4, 3)).double().eval()
+    with pytest.raises(NotImplementedError, match="who owns"):
+        bilrp.factor(model, X)
+    nets.contract(model, X, {Block: bilrp.AttnLRP(), "*": LRP0})

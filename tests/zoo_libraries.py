@@ -220,6 +220,7 @@ def measured(model: nn.Module, pair: Tensor, options: dict) -> dict[str, float]:
     }
 
 
+HALF = " with halves in "  # before the modules whose products are shared evenly
 HEAD = ("network", "takes", "format", "error of y", "error of ledger", "input, %", "size",
         "seconds")  # fmt: skip
 
@@ -232,12 +233,28 @@ def row(name: str, built: tuple[nn.Module, Tensor, dict]) -> list[str]:
     if not pair.numel():
         count = sum(p.numel() for p in model.parameters())
         return [name, "", "", f"not run: {count / 1e6:.0f} million parameters", *[""] * 4]
-    try:
-        found = measured(model, pair, options)
-    except (NotImplementedError, ValueError) as error:
-        return [*start, f"refused: {str(error).split(': ')[0]}", *[""] * 4]
+    halves: dict[type, bilrp.Rule] = {}
+    while True:
+        rules = {**halves, "*": bilrp.default_rules(model)} if halves else None
+        try:
+            found = measured(model, pair, {**options, "rules": rules})
+            break
+        except (NotImplementedError, ValueError) as error:
+            kind = module_of(error, model)
+            if kind is None or kind in halves:
+                return [*start, f"refused: {str(error).split(': ')[0]}", *[""] * 4]
+            halves[kind] = bilrp.AttnLRP()
+    start[0] += HALF.join(["", *(kind.__name__ for kind in halves)])
     row = [*start, *(f"{found[k]:.0e}" for k in ("y", "ledger"))]
     return [*row, f"{100 * found['input']:.1f}", *(f"{found[k]:.3g}" for k in ("size", "seconds"))]
+
+
+def module_of(error: Exception, model: nn.Module) -> type | None:
+    """The type of the module in which two signals are multiplied, if that is why it is refused."""
+    found = re.search(r"called at \S+ in [^(]*\((\w+)", str(error))
+    if not found or "who owns" not in str(error).lower():
+        return None
+    return next((type(m) for m in model.modules() if type(m).__name__ == found[1]), None)
 
 
 def every() -> Iterator[tuple[str, str, tuple]]:
@@ -262,13 +279,17 @@ def one(item: tuple[str, str, tuple]) -> tuple[str, list[str]]:
 
 def page(rows: dict[str, list[list[str]]]) -> str:
     """Heading and both tables."""
-    good = {k: sum(not r[3].startswith(("refused", "not run")) for r in v) for k, v in rows.items()}
     parts = [zoo.heading_of_machine("python -m tests.zoo_libraries")]
     for library, found in rows.items():
-        parts += [f"{library} {version(library)}, {good[library]} of {len(found)} explained:"]
+        not_so = [r for r in found if r[3].startswith(("refused", "not run"))]
+        halved = [r[0].split(HALF) for r in found if HALF in r[0]]
+        count = len(found) - len(not_so) - len(halved)
+        told = f"{library} {version(library)}, {count} of {len(found)} explained as they are"
+        parts += [f"{told}, {len(halved)} more with a rule (\\*):"]
         short = [[cell.split(": ")[0] for cell in r] for r in found]  # why stands below
-        parts += [zoo.table(HEAD, short)]
-        whole = (f"{r[0]}, {r[3]}." for r in found if ": " in r[3])
+        parts += [zoo.table(HEAD, [[re.sub(f"{HALF}.*", " \\\\*", r[0]), *r[1:]] for r in short])]
+        parts += [f"\\* {name}: half each in {', '.join(kinds)}." for name, *kinds in halved]
+        whole = (f"{r[0]}, {r[3]}." for r in not_so)
         parts += [re.sub(r", named '[^']*'", "", line) for line in whole]  # too long for a phone
     return "\n\n".join(parts) + "\n"
 

@@ -43,7 +43,7 @@ class Run:
     book: RuleBook
     product: torch.dtype | None = None
     masks: list[bool] = field(default_factory=list)
-    gates: list[tuple[int, bool]] = field(default_factory=list)
+    gates: list[_Gate] = field(default_factory=list)
 
     def data(self, number: int) -> Tensor:
         return self.values[number].data
@@ -831,43 +831,83 @@ def _channel(value: Value, position: int, name: str) -> Tensor | None:
 
 # What is a gate: the more, the rather it is frozen.
 _GATES = {
-    "sign": 2, "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "rsqrt": 2, "log_softmax": 2,
-    "reciprocal": 2, "exp": 2, "norm": 2, "linalg_vector_norm": 2, "linalg_norm": 2,
+    "sign": 2, "softmax": 2, "sigmoid": 2, "hardsigmoid": 2, "erf": 2, "log_softmax": 2, "exp": 2,
     "tanh": 1, "softsign": 1,
 }  # fmt: skip
-_KEEPS_GATE = {
-    "view", "reshape", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "add", "sub", "rsub", "mul",
-    "neg", "select", "repeat", "where", "masked_fill", "cat", "stack", "mT", "T", "view_as",
-    "repeat_interleave", "upsample_nearest2d", "upsample_bilinear2d",
+_NORMS = {"rsqrt", "reciprocal", "norm", "linalg_vector_norm", "linalg_norm"}
+_KEEPS_GATE = {  # and all that moves numbers or leaves them as they are
+    "add", "sub", "rsub", "mul", "div", "neg", "where", "masked_fill", "cat", "stack",
 }  # fmt: skip
+_KEEPS_GATE |= {name for name, made in _KINDS.items() if made in (_move, _same)}
+# What is made of sigmoids remains a gate; of a tanh, which is the weaker one, that is less clear.
+_KEEPS_STRONG_GATE = {
+    "pad", "hstack", "vstack", "clamp", "clip", "clamp_min", "clamp_max", "sqrt", "square", "pow",
+    "amax", "amin", "max", "min", "maximum", "minimum",
+}  # fmt: skip
+_KEEPS_STRONG_GATE |= {name for name, made in _KINDS.items() if made is _mean}
 
 
-_KEEPS_GATE |= {name for name, made in _KINDS.items() if made is _same}
+@dataclass(frozen=True)
+class _Gate:
+    """What a value is as a factor.
+
+    `level` is 3 for masks, 2 for a softmax, sigmoid, erf, 1 / x or length, 1 for tanh, 0 for
+    others.
+    """
+
+    level: int
+    softmax: bool = False
+    norm: bool = False
 
 
-def gate_level(n: int, run: Run) -> int:
-    """3 for masks, 2 for a softmax, sigmoid, erf, 1 / sqrt or length, 1 for tanh, 0 for others."""
+def gate_of(n: int, run: Run) -> _Gate:
+    """What a value is as a factor: the more of a gate, the rather it is frozen."""
     for value in run.values[len(run.gates) :]:  # in the order in which they were made
-        mixes = value.name in ("linear", "conv1d", "conv2d")  # attention whose heads are mixed
-        through = value.name in _KEEPS_GATE or mixes
-        softmax = value.name == "softmax" or (
-            through and bool(value.inputs) and all(run.gates[k][1] for k in value.inputs)
-        )
-        run.gates.append((_level(value, run, softmax and mixes), softmax))
-    return run.gates[n][0]
+        run.gates.append(_as_gate(value, run))
+    return run.gates[n]
 
 
-def _level(value: Value, run: Run, mixed: bool) -> int:
+def _as_gate(value: Value, run: Run) -> _Gate:
+    mixes = value.name in ("linear", "conv1d", "conv2d")  # attention whose heads are mixed
+    below = [run.gates[k] for k in _numbers_of(value)]
+    kept = bool(below) and (value.name in _KEEPS_GATE or mixes)
+    softmax = value.name == "softmax" or (kept and all(g.softmax for g in below))
+    norm = _inverts(value) or (kept and not mixes and all(g.norm for g in below))
+    level = min((g.level for g in below), default=0)
     if is_mask(value.number, run):
-        return 3
-    if value.name in _GATES or mixed:
-        return _GATES.get(value.name, 2)
-    if value.name == "div":  # a softmax in plain functions: exp over its sum
-        return run.gates[value.args[0].number][0] if isinstance(value.args[0], Ref) else 0
-    if value.name in _KEEPS_GATE:
-        return min((run.gates[k][0] for k in value.inputs), default=0)
-    return 0
+        level = 3
+    elif value.name in _GATES:
+        level = _GATES[value.name]
+    elif norm or (mixes and softmax) or _is_hard_sigmoid(value, run):
+        level = 2
+    elif value.name not in _KEEPS_GATE and (value.name not in _KEEPS_STRONG_GATE or level < 2):
+        level = 0
+    return _Gate(level, softmax, norm)
+
+
+def _numbers_of(value: Value) -> list[int]:
+    """The values that it takes numbers from: not the divisor, not what only says where to."""
+    first = value.name == "div" or _KINDS.get(value.name) in (_move, _same)
+    return refs(value.args[:1]) if first else value.inputs
+
+
+def _inverts(value: Value) -> bool:
+    """Whether it is 1 / x, a negative power, or a length."""
+    if value.name == "pow":
+        power = value.args[1] if len(value.args) > 1 else value.kwargs["exponent"]
+        return isinstance(power, int | float) and power < 0
+    if value.name in ("div", "rdiv"):
+        return not isinstance(value.args[0 if value.name == "div" else 1], Ref)
+    return value.name in _NORMS
+
+
+def _is_hard_sigmoid(value: Value, run: Run) -> bool:
+    """Whether it is relu6(x + 3), the hard sigmoid in plain functions but for a factor."""
+    if value.name not in ("relu6", "hardtanh", "clamp", "clip") or len(value.inputs) != 1:
+        return False
+    below = run.values[value.inputs[0]]
+    bounded = value.name == "relu6" or len([v for v in value.args[1:] if v is not None]) == 2
+    return bounded and below.name == "add" and len(below.inputs) == 1
 
 
 def product(
@@ -876,7 +916,8 @@ def product(
     """A product of two values, f(a, b) linear in each: one is frozen, or each gets half."""
     rule = run.book.at(value.place, "products")
     x, y = run.data(a), run.data(b)
-    if isinstance(rule, AttnLRP) and not (is_mask(a, run) or is_mask(b, run)):
+    held = [is_mask(n, run) or gate_of(n, run).norm for n in (a, b)]
+    if isinstance(rule, AttnLRP) and not any(held):
         if a == b:
             return Linear(
                 [a],
@@ -889,9 +930,11 @@ def product(
             each(lambda t, s: 0.5 * (f(t, y.abs()) + f(x.abs(), s))),
         )
     take = rule.take if isinstance(rule, CPLRP) else None
+    if isinstance(rule, AttnLRP) and held[0] != held[1]:
+        take = 2 if held[0] else 1
     if a == b and not take:
         raise refusal(value, "is a value times itself, and no rule says who owns it")
-    levels = gate_level(a, run), gate_level(b, run)
+    levels = gate_of(a, run).level, gate_of(b, run).level
     if take is None and levels[0] == levels[1] and value.name == "mul":
         take = _ungated(a, b, run)
     if take is None and levels[0] == levels[1]:

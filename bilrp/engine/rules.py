@@ -351,7 +351,7 @@ class AttnLRP(Rule):
     """Products: half for each factor; softmax by its first-order expansion.
 
     R_i = x_i (R_i - s_i sum_j R_j) at a softmax s of x; what it does not hand on stands in the
-    ledger.
+    ledger. Norms stay frozen, as a factor 1 / sqrt or length: the paper's rule for them.
 
     Source
     ------
