@@ -279,10 +279,7 @@ def themes(options: Any) -> None:
     taken = pairs[:: -(-len(pairs) // options.pairs)]
     if len(taken) < 4:
         raise Wrong(f"{len(taken)} pairs are too few to group: index more photos")
-    with needs("vgg"):
-        from tqdm import tqdm
-
-    groups = find_themes(store, tqdm(taken, desc="explaining", unit="pair"), options.count)
+    groups = find_themes(store, taken, options.count, progress=True)
     said = f"{len(taken)} of {len(pairs)} pairs of a photo and its nearest neighbour"
     parts = [
         f"<p>{said}, grouped by which features their strong pairs of patches share. Themes in "

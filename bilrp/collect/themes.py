@@ -9,7 +9,7 @@ there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -158,6 +158,7 @@ def find_themes(
     pairs: Sequence[tuple[int, int]] | None = None,
     count: int | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> list[Theme]:
     """What kinds of reasons there are, the one with the fewest patches first.
 
@@ -171,6 +172,8 @@ def find_themes(
         Number of themes; see `cluster`.
     seed : int
         Of the clustering.
+    progress : bool
+        Whether a bar shows how many pairs are explained; it needs tqdm.
 
     Raises
     ------
@@ -183,7 +186,7 @@ def find_themes(
     count = None if count is None else check_whole("count", count, 1, len(pairs))
     kept: dict[int, Factor] = {}  # of the pairs at hand; pairs are sorted by their first input
     rows, sizes = [], []
-    for i, j in pairs:
+    for i, j in _with_bar(pairs) if progress else pairs:
         for n in (i, j):
             if n not in kept:
                 kept[n] = store.factor(n)
@@ -194,6 +197,12 @@ def find_themes(
             kept.pop(next(iter(kept)))
     signatures = torch.stack(rows)
     return grouped(pairs, signatures, sizes, cluster(signatures, count, seed))
+
+
+def _with_bar(pairs: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    with needs("vgg"):
+        from tqdm import tqdm
+    return tqdm(pairs, desc="explaining", unit="pair")
 
 
 def grouped(
