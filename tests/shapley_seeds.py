@@ -1,26 +1,32 @@
 """How much of estimated Shapley interactions is chance: two seeds, compared (`make shapley`).
 
 `by_flips` is made for games that are a dot product; shapiq, which is made for any game, fits all
-pairs of players to a sample of values.
+pairs of players to a sample of values. A second table judges other methods at the patches of 16
+pixels that Shapley interactions have in the leaderboard, where they have 8 themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from bilrp.book import measured
 from bilrp.compare import leaderboard, methods, metrics
+from bilrp.compare.truths import TRUTHS
 
 LAYERS = (5, 10, 17, 24, 31)
 PATCH, PAIRS = 16, 5
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-TABLE = "shapley_seeds.csv"
+SEEDS, BESIDE = "shapley_seeds.csv", "shapley_beside.csv"
+OTHERS = ("BiLRP", "BiLRP, gamma 0.02", "integrated Jacobians, deep")
 Features = Callable[[Tensor], dict[int, Tensor]]  # of coalitions (N, patches): layer -> (N, M)
 
 
@@ -114,13 +120,32 @@ def rows() -> list[dict]:
     return found
 
 
+def beside(truth: str, network: str, method: str, count: int = 50) -> list[dict]:
+    """Of the first planted pairs: score minus null and AUC, at the patches of slow methods."""
+    coarse = replace(methods.METHODS[method], slow=True)
+    cell = leaderboard.Cell(TRUTHS[truth], leaderboard.NETWORKS[network], coarse)
+    found = []
+    for k, pair in enumerate(leaderboard.judgeable(cell, count)):
+        r = leaderboard.judge(cell, pair, k)
+        row = {"truth": truth, "network": network, "method": method, "pair": k}
+        found.append(row | {"above": r["score"] - r["null"], "auc": r["auc"]})
+    return found
+
+
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ASSETS)
+    parser.add_argument("--table", default="*", choices=("*", SEEDS, BESIDE))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    measured.write(options.folder / TABLE, rows(), "make shapley")
+    if options.table in ("*", SEEDS):
+        measured.write(options.folder / SEEDS, rows(), "make shapley")
+    if options.table in ("*", BESIDE):
+        networks = [f"VGG-16, layer {k}, pooled" for k in LAYERS]
+        cells = product(("planted match", "two planted"), networks, OTHERS)
+        found = [row for cell in tqdm(list(cells), unit="cell") for row in beside(*cell)]
+        measured.write(options.folder / BESIDE, found, "make shapley")
 
 
 if __name__ == "__main__":

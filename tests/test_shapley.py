@@ -71,9 +71,20 @@ def test_flips_refuse_a_number_of_draws_that_is_none():
 @pytest.mark.weights
 def test_a_number_of_the_table_comes_out_again(monkeypatch):
     """The first pair at layer 5: the layers above are not run."""
-    table = measured.read(shapley_seeds.ASSETS / shapley_seeds.TABLE).rows
+    table = measured.read(shapley_seeds.ASSETS / shapley_seeds.SEEDS).rows
     (row,) = (r for r in table if r["estimator"] == "flips" and r["pair"] == 0)
     monkeypatch.setattr(shapley_seeds, "LAYERS", (5,))
     ((phi, phi2),) = shapley_seeds.planted(1, layer=5)
     found = shapley_seeds.agreement(lambda s: shapley_seeds.by_flips(phi, phi2, 16, 30, s))
     assert found[5] == pytest.approx(row["layer 5"], abs=1e-4)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("method", shapley_seeds.OTHERS)
+def test_other_methods_at_its_patches_come_out_again(method):
+    cell = "two planted", "VGG-16, layer 17, pooled", method
+    table = measured.read(shapley_seeds.ASSETS / shapley_seeds.BESIDE).rows
+    (row,) = (r for r in table if (r["truth"], r["network"], r["method"]) == cell and not r["pair"])
+    (found,) = shapley_seeds.beside(*cell, count=1)
+    assert found["above"] == pytest.approx(row["above"], abs=1e-4)
+    assert found["auc"] == pytest.approx(row["auc"], abs=1e-3)
