@@ -300,3 +300,32 @@ def test_two_signals_are_halved_by_the_type_of_their_module():
     with pytest.raises(NotImplementedError, match="who owns"):
         bilrp.factor(model, X)
     nets.contract(model, X, {Block: bilrp.AttnLRP(), "*": LRP0})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 4, 3), (2, 8)),
+        (nn.Conv2d(2, 4, 3), (2, 4, 6)),
+        (nn.Conv3d(2, 4, 3), (2, 4, 4, 6)),
+    ],
+)
+def test_owners_of_places_own_all_channels(layer, shape):
+    """A signal, an image, a film: ids without the channels are those ids for each channel."""
+    model = nn.Sequential(layer, nn.ReLU()).double().eval()
+    x = torch.rand(shape, dtype=torch.float64)
+    ids = torch.arange(x[0].numel()).view(shape[1:]) // 8
+    found = bilrp.factor(model, x, LRP0, groups=ids).values
+    torch.testing.assert_close(found, bilrp.factor(model, x, LRP0, groups=ids.expand(shape)).values)
+    wrong = ids[..., :-1]
+    with pytest.raises(ValueError, match="groups must be a number, or whole numbers >= 0 of shape"):
+        bilrp.factor(model, x, LRP0, groups=wrong)
+
+
+def test_ids_of_a_square_sequence_are_those_of_its_rows():
+    model = nn.Linear(4, 3).double().eval()
+    ids = torch.tensor([0, 0, 1, 2])
+    found = bilrp.factor(model, X, LRP0, groups=ids).values
+    torch.testing.assert_close(
+        found, bilrp.factor(model, X, LRP0, groups=ids[:, None].expand(4, 4)).values
+    )

@@ -167,7 +167,8 @@ def explain(
         Side of the square patches over which relevance of an image is summed, in pixels.
     groups : int or Tensor of int, optional
         Other owners: a number of consecutive features, or the group id 0..G-1 of each feature
-        (shape of the input), pixel (H, W) or row (T,): segments, tokens, time windows. Default:
+        (shape of the input), row (T,), or place for all channels: (H, W) of an image, (T, H, W) of
+        a film, (L,) of a signal. Segments, tokens, time windows. Default:
         patches of an image, features of a vector, rows of (T, d), tokens. For two inputs of
         different shape, give factors.
     similarity : str

@@ -25,8 +25,9 @@ class Groups:
     batch : Tensor (1, ...)
         The input.
     groups : int, Tensor of int, or None
-        A number of consecutive features; the group id of each feature, of each pixel (H, W) or of
-        each row (T,); None for one owner a feature of a vector, a token of a sequence.
+        A number of consecutive features; the group id of each feature, of each row (T,) of rows
+        (T, d), or of each place for all channels: (L,) of a signal (C, L), (H, W) of an image,
+        (T, H, W) of a film. None for one owner a feature of a vector, a token of a sequence.
 
     Raises
     ------
@@ -40,7 +41,7 @@ class Groups:
             if len(shape) != 2:
                 raise ValueError(
                     f"say who owns an input of the shape {tuple(shape)}: groups=, a tensor of "
-                    "whole numbers >= 0 of that shape"
+                    f"whole numbers >= 0 of that shape or {tuple(shape[1:])}"
                 )
             groups = torch.arange(shape[0])
         if groups is None or (isinstance(groups, int) and not isinstance(groups, bool)):
@@ -74,21 +75,22 @@ def _checked(groups: object, shape: torch.Size) -> Tensor:
         raise ValueError(
             f"groups must be a number, or whole numbers >= 0; got {type(groups).__name__}"
         ) from error
-    per_pixel = len(shape) == 3 and ids.shape == shape[1:]
     per_row = len(shape) == 2 and ids.shape == shape[:1]
+    fits = ids.shape == shape or per_row or (len(shape) > 1 and ids.shape == shape[1:])
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    if not (ids.shape == shape or per_pixel or per_row) or not whole or int(ids.min()) < 0:
-        also = {3: f" or {tuple(shape[1:])}", 2: f" or {tuple(shape[:1])}"}.get(len(shape), "")
+    if not fits or not whole or int(ids.min()) < 0:
+        accepted = [shape, shape[:1], shape[1:]] if len(shape) == 2 else [shape, shape[1:]]
+        also = " or ".join(str(tuple(s)) for s in accepted[: 1 if len(shape) == 1 else 3])
         raise ValueError(
-            f"groups must be a number, or whole numbers >= 0 of shape {tuple(shape)}{also}; got "
-            f"{ids.dtype} of shape {tuple(ids.shape)}"
+            f"groups must be a number, or whole numbers >= 0 of shape {also}; got {ids.dtype} of "
+            f"shape {tuple(ids.shape)}"
         )
     if int(ids.max()) > 1000 + 100 * ids.numel():
         raise ValueError(
             f"groups has the id {int(ids.max())} and {ids.unique().numel()} different ones; number "
             "them from 0 on, as groups.unique(return_inverse=True)[1] does"
         )
-    return (ids[:, None] if per_row and ids.shape != shape else ids).long()
+    return (ids[:, None] if per_row else ids).long()
 
 
 class Patches(Groups):
