@@ -148,3 +148,43 @@ def test_of_a_tanh_less_remains_a_gate():
     model = Model(lambda s, x: s.layer(x) * s.layer(x).tanh().mean(1, keepdim=True), size=4)
     with pytest.raises(NotImplementedError, match="two values of one kind"):
         bilrp.factor(model, X, bilrp.LRP0())
+
+
+class Mixed(nn.Module):
+    """A convolution whose weights are a mixture of two, by a sigmoid of the means."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixture, self.flat, self.detached = nn.Linear(2, 2), flat, False
+        self.weights = nn.Parameter(torch.randn(2, 4 * 2 * 9))
+        self.double().eval()
+
+    def forward(self, x):
+        w = (self.mixture(x.mean((2, 3))).sigmoid() @ self.weights).view(4, 2, 3, 3)
+        w = w.detach() if self.detached else w
+        return (
+            F.linear(x.flatten(1), w[:, 0, :2].flatten(1)) if self.flat else F.conv2d(x, w).relu()
+        )
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_weights_that_are_computed_are_numbers(flat):
+    """In a convolution; in a linear function, where it may be attention, a rule has to say so."""
+    model = Mixed(flat)
+    x = torch.rand(2, 1, 3, dtype=torch.float64) if flat else torch.rand(2, 4, 4).double()
+    rules = bilrp.LRP0()
+    if flat:
+        with pytest.raises(NotImplementedError, match="weights that depend on the input"):
+            bilrp.factor(model, x, rules, patch=1)
+        rules = {"": bilrp.CPLRP(take=1), "*": rules}
+    found = bilrp.factor(model, x, rules, patch=1).owned().sum(0)
+    model.detached = True
+    _, expected = torch.func.jvp(model, (x[None],), (x[None],))
+    torch.testing.assert_close(found, expected.flatten())
+    model.detached = False
+    nets.contract(model, x, rules)
+    if not flat:
+        nets.contract(model, x, bilrp.Gamma(0.1))
+        with pytest.raises(NotImplementedError, match="weights that depend on the input"):
+            bilrp.factor(model, x, {"": bilrp.AttnLRP(), "*": bilrp.LRP0()}, patch=1)

@@ -565,9 +565,25 @@ def _weight_and_bias(value: Value, run: Run, like: Tensor) -> tuple[int, Tensor,
     x = value.args[0] if value.args else value.kwargs["input"]
     weight = _given(value.args, value.kwargs, 1, "weight", None)
     bias = _given(value.args, value.kwargs, 2, "bias", None)
+    if isinstance(weight, Ref) and _freezes_weight(value, x, weight, run):
+        weight = run.data(weight.number)
     if not isinstance(x, Ref) or isinstance(weight, Ref) or isinstance(bias, Ref):
         raise refusal(value, "has weights that depend on the input")
     return x.number, weight.to(like), None if bias is None else bias.to(like)
+
+
+def _freezes_weight(value: Value, x: Any, weight: Ref, run: Run) -> bool:
+    """Whether weights that are computed from the input are numbers, and what they weigh owns all.
+
+    So it is in dynamic convolutions, whose weights are mixed by gates, unless x is more of a gate.
+    """
+    rule = run.book.at(value.place, "products")
+    if not isinstance(x, Ref) or isinstance(rule, AttnLRP):
+        return False
+    if isinstance(rule, CPLRP) and rule.take:
+        return rule.take == 1
+    convolves = value.name.startswith("conv")
+    return convolves and gate_of(weight.number, run).level >= gate_of(x.number, run).level
 
 
 @kind("linear")
@@ -1192,5 +1208,6 @@ def _activation(value: Value, run: Run) -> Activation:
     return Activation(number, zero if bool((zero != 0).any()) else None)
 
 
-PRODUCTS = {name for name, made in _KINDS.items() if made in (_mul, _matmul, _einsum)}
+_TIMES = (_mul, _matmul, _einsum, _linear, _conv)  # the last two where weights are computed
+PRODUCTS = {name for name, made in _KINDS.items() if made in _TIMES}
 WINNERS = {name for name, made in _KINDS.items() if made in (_max_pool, _extreme, _larger)}
