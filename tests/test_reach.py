@@ -329,3 +329,83 @@ def test_ids_of_a_square_sequence_are_those_of_its_rows():
     torch.testing.assert_close(
         found, bilrp.factor(model, X, LRP0, groups=ids[:, None].expand(4, 4)).values
     )
+
+
+class Experts(nn.Module):
+    """A mixture of gated experts as language models have it: each row goes to two of three."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.router, self.detached = way, nn.Linear(4, 3), False
+        self.up, self.down = nn.Parameter(torch.randn(3, 4, 16)), nn.Parameter(torch.randn(3, 8, 4))
+        self.bias = nn.Parameter(torch.randn(3, 4))
+        self.eval()
+
+    def unit(self, h: Tensor) -> Tensor:
+        gate, up = h.clamp(max=6.0).chunk(2, -1)
+        gate = (gate * 1.7).sigmoid() * gate
+        return (up + 1) * (gate.detach() if self.detached else gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[0]
+        share, number = self.router(rows).softmax(-1).topk(2)
+        share = share / share.sum(-1, keepdim=True)
+        share = share.detach() if self.detached else share
+        out = torch.zeros_like(rows)
+        if self.way == "loop":
+            taken = F.one_hot(number, 3).permute(2, 1, 0)
+            for k in (taken.sum((1, 2)) > 0).nonzero()[:, 0]:
+                place, row = torch.where(taken[k])
+                h = self.unit(F.linear(rows[row], self.up.mT[k]))
+                found = (h @ self.down[k] + self.bias[k]) * share[row, place, None]
+                out.index_add_(0, row, found)
+            return out[None]
+        order = number.flatten().argsort()
+        picked, sorted_ = rows[order // 2], number.flatten()[order]
+        if self.way == "batched":
+            h = self.unit(torch.bmm(picked[:, None], self.up[sorted_]))
+            found = torch.baddbmm(self.bias[sorted_][:, None], h, self.down[sorted_])[:, 0]
+        else:
+            ends = torch.cumsum(torch.histc(sorted_.float(), 3, 0, 2), 0, dtype=torch.int32)
+            h = self.unit(F.grouped_mm(picked, self.up, offs=ends))
+            found = F.grouped_mm(h, self.down, offs=ends) + self.bias[sorted_]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        found = (found * share.flatten()[order][:, None])[back]
+        return found.view(len(rows), 2, -1).sum(1)[None]
+
+
+def test_mixtures_of_experts_of_every_form_are_one_explanation():
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loop, batched = Experts("loop").double(), Experts("batched").double()
+    ids = torch.arange(7)
+    expected = bilrp.factor(loop, x, LRP0, groups=ids)
+    found = bilrp.factor(batched, x, LRP0, groups=ids)
+    torch.testing.assert_close(found.values, expected.values)
+    grouped = bilrp.factor(Experts("grouped"), x.float(), LRP0, groups=ids)
+    torch.testing.assert_close(grouped.values, expected.values.float(), rtol=1e-4, atol=1e-5)
+    for rules in (LRP0, bilrp.Gamma(0.1)):
+        nets.contract(loop, x, rules)
+        nets.contract(batched, x, rules)
+    loop.detached = True
+    _, along = torch.func.jvp(loop, (x[None],), (x[None],))
+    torch.testing.assert_close(expected.values.sum(0), along.flatten())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_strided_reads_are_moves(transposed):
+    """Overlapping windows, as Longformer reads them."""
+
+    def windows(s: Model, x: Tensor) -> Tensor:
+        h = s.layer(x)
+        h = h.transpose(1, 2) if transposed else h
+        return h.as_strided((1, 3, 8), (16, 4, 1)).relu()
+
+    in_rows(Model(windows, size=4))
+
+
+def test_strided_reads_of_others_memory_are_refused():
+    model = Model(lambda s, x: s.layer(x)[:, 1:].as_strided((1, 4), (4, 1), 0).relu(), size=4)
+    with pytest.raises(NotImplementedError, match="memory that is not of this value"):
+        bilrp.factor(model, X, LRP0)

@@ -242,6 +242,25 @@ def _move(value: Value, run: Run) -> Linear:
     return Linear([first], again(value, run, [first]), moves=True)
 
 
+@kind("as_strided")
+def _as_strided(value: Value, run: Run) -> Linear:
+    """Numbers of a value by their places in its memory, such as overlapping windows."""
+    first = _source(value)
+    a = run.data(first)
+    size, stride = (
+        _given(value.args, value.kwargs, k, n, None) for k, n in ((1, "size"), (2, "stride"))
+    )
+    offset = _given(value.args, value.kwargs, 3, "storage_offset", None)
+    places = torch.empty_strided(a.shape, a.stride(), dtype=torch.long, device=a.device)
+    start = 0 if offset is None else offset - a.storage_offset()
+    last = start + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if places.untyped_storage().nbytes() != 8 * a.numel() or start < 0 or last >= a.numel():
+        raise refusal(value, "reads memory that is not of this value")
+    places.copy_(torch.arange(a.numel(), device=a.device).view(a.shape))
+    index = places.as_strided(size, stride, start)
+    return Linear([first], lambda r: r.flatten(1)[:, index], moves=True)
+
+
 @kind(
     "contiguous", "clone", "detach", "to", "type", "float", "double", "type_as", "identity",
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
@@ -408,9 +427,28 @@ def is_mask(n: int, run: Run) -> bool:
     for value in run.values[len(run.masks) :]:  # in the order in which they were made
         given = value.inputs
         made_of_masks = bool(given) and all(run.masks[k] for k in given)
-        alone = value.data.dtype == torch.bool or _gated_number(value, run)
+        alone = value.data.dtype == torch.bool or _gated_number(value, run) or _counts(value, run)
         run.masks.append(alone or made_of_masks)
     return run.masks[n]
+
+
+def _counts(value: Value, run: Run) -> bool:
+    """Whether it holds whole numbers in a network that is not given any: places, choices."""
+    given = run.values[0].data
+    return given.is_floating_point() and not (
+        value.data.is_floating_point() or value.data.is_complex()
+    )
+
+
+def chosen(t: Any, run: Run) -> Any:
+    """Weights that the input chooses among others, as in a mixture of experts, are numbers."""
+    value = run.values[t.number] if isinstance(t, Ref) and is_mask(t.number, run) else None
+    while value is not None and _KINDS.get(value.name) in (_move, _same):
+        source = first_of(value.args, value.kwargs)
+        if isinstance(source, Tensor):
+            return run.data(t.number)
+        value = run.values[source.number] if isinstance(source, Ref) else None
+    return t
 
 
 def _gated_number(value: Value, run: Run) -> bool:
@@ -564,7 +602,10 @@ def weighted(parent: int, affine: Affine, name: str) -> Linear:
 def _weight_and_bias(value: Value, run: Run, like: Tensor) -> tuple[int, Tensor, Tensor | None]:
     x = value.args[0] if value.args else value.kwargs["input"]
     weight = _given(value.args, value.kwargs, 1, "weight", None)
-    bias = _given(value.args, value.kwargs, 2, "bias", None)
+    weight, bias = (
+        chosen(weight, run),
+        chosen(_given(value.args, value.kwargs, 2, "bias", None), run),
+    )
     if isinstance(weight, Ref) and _freezes_weight(value, x, weight, run):
         weight = run.data(weight.number)
     if not isinstance(x, Ref) or isinstance(weight, Ref) or isinstance(bias, Ref):
@@ -693,7 +734,8 @@ def _padding_in_numbers(
 
 @kind("addmm", "baddbmm")
 def _addmm(value: Value, run: Run) -> Linear:
-    bias, x, w = value.args[:3]
+    x = value.args[1]
+    bias, w = (chosen(value.args[k], run) for k in (0, 2))
     if not isinstance(x, Ref) or isinstance(w, Ref) or isinstance(bias, Ref):
         raise refusal(value, "has weights or a bias that depend on the input")
     beta, alpha = value.kwargs.get("beta", 1), value.kwargs.get("alpha", 1)
@@ -707,6 +749,7 @@ def _addmm(value: Value, run: Run) -> Linear:
 @kind("matmul", "bmm", "mm", "mv", "rmatmul", "_sparse_mm", "spmm", "smm")
 def _matmul(value: Value, run: Run) -> Linear:
     a, b = value.args[:2] if value.name != "rmatmul" else value.args[1::-1]
+    a, b = chosen(a, run), chosen(b, run)
     if isinstance(a, Ref) and isinstance(b, Ref):
         return product(value, run, a.number, b.number, torch.matmul)
     if isinstance(a, Ref):
@@ -729,6 +772,27 @@ def _times(
 
     affine = Affine(op, transposed, weight.to(value.data), None, (1, -1))
     return weighted(parent, affine, named)
+
+
+@kind("grouped_mm", "_grouped_mm")
+def _experts(value: Value, run: Run) -> Linear:
+    """Each group of rows (S, d), up to a place of `offs`, by a matrix of its own: (E, d, o)."""
+    x, w = value.args[0], chosen(value.args[1], run)
+    offs = _given(value.args, value.kwargs, 2, "offs", None)
+    ends = run.data(offs.number) if isinstance(offs, Ref) else offs
+    known = isinstance(x, Ref) and isinstance(w, Tensor) and isinstance(ends, Tensor)
+    if not known or value.data.dim() != 2 or w.dim() != 3 or len(ends) != len(w):
+        raise refusal(value, "is not of rows in groups, each with a matrix of its own")
+    size = ends.diff(prepend=ends[:1] * 0).tolist()
+
+    def op(rows: Tensor, matrices: Tensor) -> Tensor:
+        rest = rows.shape[-2] - sum(size)
+        *groups, _ = rows.split([*size, rest], -2)
+        parts = [g @ m for g, m in zip(groups, matrices, strict=True)]
+        return F.pad(torch.cat(parts, -2), (0, 0, 0, rest))
+
+    affine = Affine(op, lambda c, m: op(c, m.mT), w.to(value.data), None, (1, -1))
+    return weighted(x.number, affine, value.place.label)
 
 
 @kind("batch_norm")
@@ -858,7 +922,7 @@ _KEEPS_GATE |= {name for name, made in _KINDS.items() if made in (_move, _same)}
 # What is made of sigmoids remains a gate; of a tanh, which is the weaker one, that is less clear.
 _KEEPS_STRONG_GATE = {
     "pad", "hstack", "vstack", "clamp", "clip", "clamp_min", "clamp_max", "sqrt", "square", "pow",
-    "amax", "amin", "max", "min", "maximum", "minimum",
+    "amax", "amin", "max", "min", "maximum", "minimum", "topk", "sort",
 }  # fmt: skip
 _KEEPS_STRONG_GATE |= {name for name, made in _KINDS.items() if made is _mean}
 
@@ -973,30 +1037,48 @@ def product(
 def _ungated(a: int, b: int, run: Run) -> int | None:
     """In a gated linear unit act(W x) * (V x), which factor is V x: 1 or 2; None if it is none."""
 
-    def below(n: int) -> int:  # without moves, such as the halves of one layer
-        while _KINDS.get(run.values[n].name) in (_move, _same):
+    def below(n: int) -> int:  # without moves, such as the halves of one layer, and bounds
+        while _KINDS.get(run.values[n].name) in (_move, _same) or run.values[n].name in _BOUNDS:
             n = run.values[n].inputs[0]
         return n
+
+    def scaled_from(n: int) -> int:  # without factors and terms that are numbers
+        value = run.values[below(n)]
+        single = value.name in ("mul", "add") and len(value.inputs) == 1
+        return scaled_from(value.inputs[0]) if single else value.number
 
     @cache
     def sources(n: int) -> set[int]:  # all x of which it is an affine map, by one layer or more
         value = run.values[below(n)]
         if value.name == "cat":
             return set.intersection(*map(sources, value.inputs))
-        if len(value.inputs) != 1 or value.name not in _AFFINE:
+        given = [k for k in value.inputs if not is_mask(k, run)]
+        if len(given) != 1 or value.name not in _AFFINE:
             return set()
-        x = below(value.inputs[0])
+        x = below(given[0])
         own = set() if value.name in ("add", "mul") else {x}
         return own | sources(x)
 
     def activated(n: int) -> set[int]:
         value = run.values[below(n)]
-        return sources(value.inputs[0]) if _KINDS.get(value.name) is _activation else set()
+        if _KINDS.get(value.name) is _activation:
+            return sources(value.inputs[0])
+        if value.name != "mul" or len(value.inputs) != 2:
+            return set()
+        signal, gate = sorted(value.inputs, key=lambda k: gate_of(k, run).level)  # x * sigmoid(x)
+        bent = run.values[below(gate)]
+        own = _KINDS.get(bent.name) is _activation
+        own = own and scaled_from(bent.inputs[0]) == scaled_from(signal)
+        return sources(signal) if own else set()
 
     return 2 if activated(a) & sources(b) else 1 if activated(b) & sources(a) else None
 
 
-_AFFINE = {"linear", "addmm", "matmul", "mm", "conv1d", "conv2d", "conv3d", "add", "mul"}
+_BOUNDS = {"clamp", "clip", "clamp_min", "clamp_max"}
+_AFFINE = {
+    "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "grouped_mm", "_grouped_mm", "conv1d",
+    "conv2d", "conv3d", "add", "mul",
+}  # fmt: skip
 
 
 @kind("mul")
