@@ -188,3 +188,19 @@ def test_weights_that_are_computed_are_numbers(flat):
         nets.contract(model, x, bilrp.Gamma(0.1))
         with pytest.raises(NotImplementedError, match="weights that depend on the input"):
             bilrp.factor(model, x, {"": bilrp.AttnLRP(), "*": bilrp.LRP0()}, patch=1)
+
+
+def test_products_in_a_coarser_format_than_the_rows():
+    """Attention in float32 inside float64, by einsum, which takes one format only."""
+
+    def attend(form):
+        def forward(self, x):
+            h = self.layer(x).to(form)
+            return torch.einsum("bts,bsd->btd", torch.softmax(h, -1), h).to(x.dtype)
+
+        return Model(forward, size=4)
+
+    half = {"": bilrp.AttnLRP(), "*": bilrp.LRP0()}
+    for rules in (bilrp.LRP0(), half):
+        coarse, fine = (bilrp.factor(attend(t), X, rules).values for t in (torch.float32, X.dtype))
+        torch.testing.assert_close(coarse, fine, rtol=1e-4, atol=1e-6)

@@ -133,7 +133,19 @@ class Gated(nn.Module):
         return self.out(b * gate if self.swapped else gate * b).mean(1)
 
 
-@pytest.mark.parametrize("act", [F.silu, F.gelu, F.relu, F.mish])
+def gelu_in_plain_functions(h: Tensor) -> Tensor:
+    return 0.5 * h * (1.0 + torch.tanh(0.8 * (h + 0.044715 * torch.pow(h, 3.0))))
+
+
+def bounded_silu(h: Tensor) -> Tensor:
+    h = h.clamp(max=0.4)
+    return h * torch.sigmoid(1.702 * h)
+
+
+ACTS = [F.silu, F.gelu, F.relu, F.mish, gelu_in_plain_functions, bounded_silu]
+
+
+@pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_in_a_gated_unit_the_activated_factor_is_the_gate(act, halves, swapped):
@@ -157,6 +169,7 @@ def test_in_a_gated_unit_the_activated_factor_is_the_gate(act, halves, swapped):
         lambda s, x: F.silu(s.layer(x)) * s.layer(torch.tanh(x)),  # not of the same value
         lambda s, x: F.silu(s.layer(x)) * s.layer(x.mean(1, keepdim=True)),
         lambda s, x: F.silu(s.layer(x)) @ s.layer(x).mT,  # no product place by place
+        lambda s, x: s.layer(x) * s.layer(x + 1).sigmoid() * s.layer(x),  # a gate of another value
     ],
 )
 def test_other_products_of_two_equals_need_a_word(forward):

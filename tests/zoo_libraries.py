@@ -58,6 +58,22 @@ _WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1]}
 }  # fmt: skip
 
 
+MIXTURES = "Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss GraniteMoe DeepseekV2 Dots1 Llama4Text MiniMax"
+_EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "head_dim": 8, "v_head_dim": 8,
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+}  # fmt: skip
+_T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+BOTH_WAYS = ("Bart", "MBart", "Pegasus", "M2M100", "Marian", "BlenderbotSmall")  # with a decoder
+_BOTH = {
+    "vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "max_position_embeddings": 64, **_IDS,
+}  # fmt: skip
+
+
 def _each(kinds: str, options: dict) -> dict[str, dict]:
     return dict.fromkeys(kinds.split(), options)
 
@@ -75,17 +91,43 @@ TRANSFORMERS: dict[str, dict[str, dict]] = {
         **_each("Electra Albert", {**_TEXT, "embedding_size": 16}),
         **_each("ModernBert NomicBert", {**_TEXT, **_IDS}),
         "DistilBert": {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
-        "T5Encoder": {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2}
-        | {"num_heads": 2},
+        "T5Encoder": _T5,
         "GPT2": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2},
         **_each(
             """
             Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Gemma3Text Phi Phi3 GPTNeoX GPTBigCode
             StableLm Olmo Olmo2 Olmo3 Cohere Granite SmolLM3 Glm Glm4 Falcon OPT Bloom Mpt
             Starcoder2 Nemotron Persimmon Exaone4 Arcee Lfm2 Doge VaultGemma BitNet Apertus
-            Mamba FalconMamba Rwkv
+            Mamba FalconMamba Rwkv Cohere2 Ernie4_5
             """,
             _CAUSAL,
+        ),
+        **_each("Helium HunYuanDenseV1 SeedOss EuroBert", {**_CAUSAL, "head_dim": 8}),
+        **_each(MIXTURES, {**_CAUSAL, **_EXPERTS}),
+        "Mamba2": {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4}
+        | {"head_dim": 8, "state_size": 4, "n_groups": 1},
+        **_each("MegatronBert Yoso FNet LayoutLM Splinter", _TEXT),
+        **_each("Esm RobertaPreLayerNorm Data2VecText ModernBertDecoder", {**_TEXT, **_IDS}),
+        "ConvBert": {**_TEXT, "embedding_size": 16, "conv_kernel_size": 3, "head_ratio": 1},
+        "SqueezeBert": {**_TEXT, "embedding_size": 16},
+        "MobileBert": {**_TEXT, "embedding_size": 16, "intra_bottleneck_size": 16},
+        "RemBert": {**_TEXT, "input_embedding_size": 16, "output_embedding_size": 16},
+        "BigBird": {**_TEXT, **_IDS, "attention_type": "original_full"},
+        "Luke": {**_TEXT, "entity_vocab_size": 10, "entity_emb_size": 16},
+        "Longformer": {**_TEXT, **_IDS, "attention_window": 4},
+        "Xmod": {**_TEXT, **_IDS, "languages": ["en_XX"], "default_language": "en_XX"},
+        "XLNet": {"vocab_size": 50, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+        "Funnel": {"vocab_size": 50, "block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16}
+        | {"n_head": 2, "d_head": 8, "d_inner": 32},
+        **_each("MT5Encoder UMT5Encoder LongT5Encoder", _T5),
+        **_each(" ".join(BOTH_WAYS), _BOTH),
+        "LED": {**_BOTH, "attention_window": 4, "max_encoder_position_embeddings": 64},
+        "GPTNeo": {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+        | {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}
+        | {"window_size": 4, "bos_token_id": 1, "eos_token_id": 2},
+        **_each(
+            "GPTJ CodeGen",
+            {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
         ),
     },
     "pixel_values": {
@@ -149,10 +191,10 @@ def of_transformers(kind: str, key: str) -> tuple[nn.Module, Tensor, dict]:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    config = getattr(transformers, f"{kind.removesuffix('Encoder')}Config")
+    config = getattr(transformers, f"{kind.replace('T5Encoder', 'T5')}Config")
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}Model")(config(**TRANSFORMERS[key][kind]))
-    inner = model.encoder if kind == "Whisper" else model
+    inner = model.encoder if kind in (*BOTH_WAYS, "LED", "Whisper") else model
     side = 64 if not TRANSFORMERS[key][kind] else 32
     shape, options = {
         "inputs_embeds": ((6, 16), {}),
@@ -162,8 +204,10 @@ def of_transformers(kind: str, key: str) -> tuple[nn.Module, Tensor, dict]:
         "past_values": ((32, 3), {}),
     }[key]
     generator = torch.Generator().manual_seed(1)
-    pair = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    return randomised(Encoder(inner, key).double().eval(), pair), pair, options
+    # The library multiplies the rows of experts in no format finer than float32.
+    form = torch.float32 if kind in MIXTURES.split() else torch.float64
+    pair = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(form)
+    return randomised(Encoder(inner, key).to(form).eval(), pair), pair, options
 
 
 def of_timm(name: str) -> tuple[nn.Module, Tensor, dict]:

@@ -991,9 +991,14 @@ def _is_hard_sigmoid(value: Value, run: Run) -> bool:
 
 
 def product(
-    value: Value, run: Run, a: int, b: int, f: Callable[[Tensor, Tensor], Tensor]
+    value: Value, run: Run, a: int, b: int, function: Callable[[Tensor, Tensor], Tensor]
 ) -> Linear:
-    """A product of two values, f(a, b) linear in each: one is frozen, or each gets half."""
+    """A product of two values, linear in each: one is frozen, or each gets half."""
+
+    def f(p: Tensor, q: Tensor) -> Tensor:  # rows may be of a finer format than what was run
+        form = torch.promote_types(p.dtype, q.dtype)
+        return function(p.to(form), q.to(form))
+
     rule = run.book.at(value.place, "products")
     x, y = run.data(a), run.data(b)
     held = [is_mask(n, run) or gate_of(n, run).norm for n in (a, b)]
@@ -1066,14 +1071,20 @@ def _ungated(a: int, b: int, run: Run) -> int | None:
         if value.name != "mul" or len(value.inputs) != 2:
             return set()
         signal, gate = sorted(value.inputs, key=lambda k: gate_of(k, run).level)  # x * sigmoid(x)
-        bent = run.values[below(gate)]
-        own = _KINDS.get(bent.name) is _activation
-        own = own and scaled_from(bent.inputs[0]) == scaled_from(signal)
-        return sources(signal) if own else set()
+        x = scaled_from(signal)
+        return sources(signal) if gate_of(gate, run).level and shaped_by(gate, x) <= {x} else set()
+
+    @cache
+    def shaped_by(n: int, x: int) -> set[int]:  # number by number, x or what comes before
+        n = below(n)
+        value = run.values[n]
+        bent = _KINDS.get(value.name) is _activation or value.name in _NUMBER_BY_NUMBER
+        return {n} if n == x or not bent else set().union(*(shaped_by(k, x) for k in value.inputs))
 
     return 2 if activated(a) & sources(b) else 1 if activated(b) & sources(a) else None
 
 
+_NUMBER_BY_NUMBER = {"mul", "add", "sub", "rsub", "div", "rdiv", "neg"}
 _BOUNDS = {"clamp", "clip", "clamp_min", "clamp_max"}
 _AFFINE = {
     "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "grouped_mm", "_grouped_mm", "conv1d",
