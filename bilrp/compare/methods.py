@@ -581,8 +581,8 @@ def shapley_by_flips(
 
     Source
     ------
-    The index: Grabisch and Roubens (1999), "An axiomatic approach to the concept of interaction".
-    The estimate is this package's; chapter 13 derives it.
+    The index: Grabisch and Roubens (1999), "An axiomatic approach to the concept of interaction
+    among players in cooperative games". The estimate is this package's; chapter 13 derives it.
     """
     grid, grid2 = patch_grid(x, patch), patch_grid(x2, patch)
     phi, phi2 = (lambda there, v=v: features_of_covered(model, v, patch, ~there) for v in (x, x2))
