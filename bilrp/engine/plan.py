@@ -14,7 +14,6 @@ from bilrp.engine.kinds import (
     Activation,
     Made,
     ModuleCall,
-    Run,
     Tokens,
     made_of,
     refusal,
@@ -24,6 +23,7 @@ from bilrp.engine.maps import Affine, End, Linear, Local, Sink
 from bilrp.engine.modules import Opaque
 from bilrp.engine.record import Place, Value
 from bilrp.engine.rules import LRP0, Gamma, Pass, Rule, WinnerTakeAll, has_negative
+from bilrp.engine.run import Run
 
 
 @dataclass

@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bilrp.engine.kinds import Run
 from bilrp.engine.living import Living, Reach, living_cost
 from bilrp.engine.maps import Local, Sink, adjoint, beside, channels_last
 from bilrp.engine.plan import Plan, Stage, together
 from bilrp.engine.record import Record
 from bilrp.engine.rules import RuleBook, Rules
+from bilrp.engine.run import Run
 from bilrp.engine.shadow import exact, place_and_format, same_chance, shadow
 from bilrp.engine.windows import Geometry
 
