@@ -20,6 +20,7 @@ import bilrp
 from tests import zoo
 
 LARGE, TOO_LARGE = 60e6, 250e6  # parameters from which a model runs in float32, or not at all
+COARSE = "gemma4_vit_167m"  # in float32 the plain model itself is off by 2e-4, so it has float64
 
 # One small network of each module of timm that builds classifiers.
 TIMM = """
@@ -221,7 +222,7 @@ def of_timm(name: str) -> tuple[nn.Module, Tensor, dict]:
     own = model.default_cfg["input_size"][-1]
     side = next((s for s in (64, 128) if runs(model, s)), own)
     count = sum(p.numel() for p in model.parameters())
-    kind = torch.float32 if count > LARGE else torch.float64
+    kind = torch.float32 if count > LARGE and name != COARSE else torch.float64
     images = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(1)).to(kind)
     return zoo.randomise(model.to(kind), images), images[:2], {"groups": zoo.quadrants(side)}
 
