@@ -206,3 +206,26 @@ def test_products_in_a_coarser_format_than_the_rows():
     for rules in (bilrp.LRP0(), half):
         coarse, fine = (bilrp.factor(attend(t), X, rules).values for t in (torch.float32, X.dtype))
         torch.testing.assert_close(coarse, fine, rtol=1e-4, atol=1e-6)
+
+
+def test_maps_that_are_correlated_by_a_convolution_need_a_rule():
+    """As in trackers: the one is no weight of the other."""
+
+    def correlated(self, x):
+        h = self.layer(x)
+        return F.conv1d(h[:, :, 2:], h[0, :, None, :2].expand(4, 4, 2)).relu()
+
+    model = Model(correlated, size=4)
+    with pytest.raises(NotImplementedError, match=r"depend on the input \(bilrp.CPLRP\(take=1\)"):
+        bilrp.factor(model, X, bilrp.LRP0())
+    nets.contract(model, X, {"": bilrp.CPLRP(take=1), "*": bilrp.LRP0()})
+
+
+def test_a_sigmoid_in_plain_functions_is_a_gate_and_no_norm():
+    model = Model(lambda s, x: s.layer(x) * (1 / (1 + torch.exp(-x))), size=4)
+    fine = Model(lambda s, x: s.layer(x) * x.sigmoid(), size=4)
+    fine.load_state_dict(model.state_dict())
+    found, expected = (bilrp.factor(m, X, bilrp.LRP0()).values for m in (model, fine))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(NotImplementedError):
+        bilrp.factor(model, X, {"": bilrp.AttnLRP(), "*": bilrp.LRP0()})

@@ -125,13 +125,15 @@ def _as_gate(value: Value, run: Run) -> Gate:
     below = [run.gates[k] for k in _numbers_of(value)]
     kept = bool(below) and (value.name in _KEEPS_GATE or mixes)
     softmax = value.name == "softmax" or (kept and all(g.softmax for g in below))
-    norm = _inverts(value) or (kept and not mixes and all(g.norm for g in below))
+    inverse = _inverts(value)
+    norm = inverse and not _of_exp(value, run)  # 1 / (1 + exp(-x)) is a gate, no norm
+    norm = norm or (kept and not mixes and all(g.norm for g in below))
     level = min((g.level for g in below), default=0)
     if is_mask(value.number, run):
         level = 3
     elif value.name in _GATES:
         level = _GATES[value.name]
-    elif norm or (mixes and softmax) or _is_hard_sigmoid(value, run):
+    elif inverse or norm or (mixes and softmax) or _is_hard_sigmoid(value, run):
         level = 2
     elif value.name not in _KEEPS_GATE and (value.name not in _KEEPS_STRONG_GATE or level < 2):
         level = 0
@@ -152,6 +154,23 @@ def _inverts(value: Value) -> bool:
     if value.name in ("div", "rdiv"):
         return not isinstance(value.args[0 if value.name == "div" else 1], Ref)
     return value.name in _NORMS
+
+
+def _of_exp(value: Value, run: Run) -> bool:
+    while len(value.inputs) == 1 and value.name != "exp":
+        value = run.values[value.inputs[0]]
+        if value.name not in ("add", "mul", "exp"):
+            return False
+    return value.name == "exp"
+
+
+def mixed_by_gates(n: int, run: Run) -> bool:
+    """Whether a value is a gate, or numbers that are mixed in proportions that are one."""
+    value = run.values[n]
+    if gate_of(n, run).level:
+        return True
+    moved = value.name in _AFFINE or value.name in (*MOVES, *SAME, *MEANS, "einsum")
+    return moved and len(value.inputs) == 1 and mixed_by_gates(value.inputs[0], run)
 
 
 def _is_hard_sigmoid(value: Value, run: Run) -> bool:

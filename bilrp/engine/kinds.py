@@ -23,6 +23,7 @@ from bilrp.engine.gates import (
     chosen,
     gate_of,
     is_mask,
+    mixed_by_gates,
     ungated,
 )
 from bilrp.engine.maps import (
@@ -537,22 +538,24 @@ def _weight_and_bias(value: Value, run: Run, like: Tensor) -> tuple[int, Tensor,
     if isinstance(weight, Ref) and _freezes_weight(value, x, weight, run):
         weight = run.data(weight.number)
     if not isinstance(x, Ref) or isinstance(weight, Ref) or isinstance(bias, Ref):
-        raise refusal(value, "has weights that depend on the input")
+        why = "has weights that depend on the input (bilrp.CPLRP(take=1) takes them for numbers)"
+        raise refusal(value, why)
     return x.number, weight.to(like), None if bias is None else bias.to(like)
 
 
 def _freezes_weight(value: Value, x: Any, weight: Ref, run: Run) -> bool:
     """Whether weights that are computed from the input are numbers, and what they weigh owns all.
 
-    So it is in dynamic convolutions, whose weights are mixed by gates, unless x is more of a gate.
+    So it is in dynamic convolutions, whose weights are mixed by gates. Others need a rule: two maps
+    may be correlated by a convolution, and none of them is a number more than the other.
     """
     rule = run.book.at(value.place, "products")
     if not isinstance(x, Ref) or isinstance(rule, AttnLRP):
         return False
     if isinstance(rule, CPLRP) and rule.take:
         return rule.take == 1
-    convolves = value.name.startswith("conv")
-    return convolves and gate_of(weight.number, run).level >= gate_of(x.number, run).level
+    gated = mixed_by_gates(weight.number, run) and not gate_of(x.number, run).level
+    return value.name.startswith("conv") and gated
 
 
 @kind("linear")

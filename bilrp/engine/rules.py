@@ -324,9 +324,9 @@ class CPLRP(Rule):
 
     In attention the softmax weights are the gate and the values take all. A gate is what comes out
     of softmax, sigmoid, erf or 1 / sqrt; then tanh; in a gated linear unit act(W x) * (V x), as in
-    SwiGLU, the activated factor. Weights of a convolution that are computed from the input are
-    numbers too. Any other product of two factors of one kind is refused unless `take` says which of
-    them takes the relevance.
+    SwiGLU, the activated factor. Weights of a convolution that gates mix are numbers too. Any other
+    product of two factors of one kind is refused unless `take` says which of them takes the
+    relevance.
 
     Parameters
     ----------
