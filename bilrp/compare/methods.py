@@ -585,8 +585,9 @@ def shapley_by_flips(
     among players in cooperative games". The estimate is this package's; chapter 13 derives it.
     """
     grid, grid2 = patch_grid(x, patch), patch_grid(x2, patch)
-    phi, phi2 = (lambda there, v=v: features_of_covered(model, v, patch, ~there) for v in (x, x2))
-    found = by_flips(phi, phi2, prod(grid), prod(grid2), draws, seed)
+    phi, phi2 = (_covered(model, v, patch) for v in (x, x2))
+    sides = (lambda there: phi(~there)), (lambda there: phi2(~there))
+    found = by_flips(*sides, prod(grid), prod(grid2), draws, seed)
     return found.float().view(*grid, *grid2)
 
 
@@ -648,15 +649,26 @@ def features_of_covered(
     model: nn.Module, x: Tensor, patch: int, hidden: Tensor, batch: int = 64
 ) -> Tensor:
     """Features of the input with patches covered, hidden (N, patches) of bool: (N, features)."""
+    return _covered(model, x, patch, batch)(hidden)
+
+
+def _covered(
+    model: nn.Module, x: Tensor, patch: int, batch: int = 64
+) -> Callable[[Tensor], Tensor]:
+    """`features_of_covered` for many calls: the model is copied once."""
     copied, plain = _plain(model, x)
     cover, masks = _cover(plain, patch)
-    unique, back = hidden.unique(dim=0, return_inverse=True)
-    found = []
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def features(hidden: Tensor) -> Tensor:
+        unique, back = hidden.unique(dim=0, return_inverse=True)
+        found = []
         for some in unique.split(batch):
             mask = torch.einsum("np,p...->n...", some.to(plain), masks.to(plain))
             found.append(copied(plain + mask * (cover - plain)).flatten(1))
-    return torch.cat(found)[back]
+        return torch.cat(found)[back]
+
+    return features
 
 
 # --- without the model -----------------------------------------------------------------------

@@ -43,6 +43,7 @@ ACTIVATIONS = (
     "hardshrink", "logsigmoid", "log_sigmoid", "_threshold", "erf", "abs", "sin", "atan",
     "arctan", "sinh", "asinh", "log1p", "expm1", "sqrt", "exp", "pow", "square",
 )  # fmt: skip
+_PASSES = {*MOVES, *SAME}
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def _counts(value: Value, run: Run) -> bool:
 def chosen(t: Any, run: Run) -> Any:
     """Weights that the input chooses among others, as in a mixture of experts, are numbers."""
     value = run.values[t.number] if isinstance(t, Ref) and is_mask(t.number, run) else None
-    while value is not None and value.name in (*MOVES, *SAME):
+    while value is not None and value.name in _PASSES:
         source = first_of(value.args, value.kwargs)
         if isinstance(source, Tensor):
             return run.data(t.number)
@@ -104,13 +105,14 @@ _NORMS = {"rsqrt", "reciprocal", "norm", "linalg_vector_norm", "linalg_norm"}
 _KEEPS_GATE = {  # and all that moves numbers or leaves them as they are
     "add", "sub", "rsub", "mul", "div", "neg", "where", "masked_fill", "cat", "stack",
 }  # fmt: skip
-_KEEPS_GATE |= set(MOVES) | set(SAME)
+_KEEPS_GATE |= _PASSES
 # What is made of sigmoids remains a gate; of a tanh, which is the weaker one, that is less clear.
 _KEEPS_STRONG_GATE = {
     "pad", "hstack", "vstack", "clamp", "clip", "clamp_min", "clamp_max", "sqrt", "square", "pow",
     "amax", "amin", "max", "min", "maximum", "minimum", "topk", "sort",
 }  # fmt: skip
 _KEEPS_STRONG_GATE |= set(MEANS)
+_MIXES = {*_PASSES, *MEANS, "einsum"}
 
 
 def gate_of(n: int, run: Run) -> Gate:
@@ -142,7 +144,7 @@ def _as_gate(value: Value, run: Run) -> Gate:
 
 def _numbers_of(value: Value) -> list[int]:
     """The values that it takes numbers from: not the divisor, not what only says where to."""
-    first = value.name == "div" or value.name in (*MOVES, *SAME)
+    first = value.name == "div" or value.name in _PASSES
     return refs(value.args[:1]) if first else value.inputs
 
 
@@ -169,7 +171,7 @@ def mixed_by_gates(n: int, run: Run) -> bool:
     value = run.values[n]
     if gate_of(n, run).level:
         return True
-    moved = value.name in _AFFINE or value.name in (*MOVES, *SAME, *MEANS, "einsum")
+    moved = value.name in _AFFINE or value.name in _MIXES
     return moved and len(value.inputs) == 1 and mixed_by_gates(value.inputs[0], run)
 
 
@@ -189,7 +191,7 @@ def ungated(a: int, b: int, run: Run) -> int | None:
     """In a gated linear unit act(W x) * (V x), which factor is V x: 1 or 2; None if it is none."""
 
     def below(n: int) -> int:  # without moves, such as the halves of one layer, and bounds
-        while run.values[n].name in (*MOVES, *SAME) or run.values[n].name in _BOUNDS:
+        while run.values[n].name in _SEEN_THROUGH:
             n = run.values[n].inputs[0]
         return n
 
@@ -231,7 +233,7 @@ def ungated(a: int, b: int, run: Run) -> int | None:
 
 
 _NUMBER_BY_NUMBER = {"mul", "add", "sub", "rsub", "div", "rdiv", "neg"}
-_BOUNDS = {"clamp", "clip", "clamp_min", "clamp_max"}
+_SEEN_THROUGH = _PASSES | {"clamp", "clip", "clamp_min", "clamp_max"}
 _AFFINE = {
     "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "grouped_mm", "_grouped_mm", "conv1d",
     "conv2d", "conv3d", "add", "mul",
